@@ -1,0 +1,309 @@
+"""Neighbour lists for batches: built rarely by vesin, kept per replica on the device, reused between steps.
+
+Units: angstrom. i-PI names no bead when it asks for forces, and asks for the beads in any order; so each
+structure is matched with the nearest reference geometry that is kept, and the match is then proven or dropped.
+
+Why a kept list may be reused. A reference lists all pairs within cutoff + skin of a geometry x0 in a cell h0
+(rows). Let h be the cell now, F = h0^-1 h the deformation between the two, and u_i = x_i - x0_i F what atom i did
+beyond it, less a whole number of lattice vectors, since atoms may have been wrapped. A pair that is now D apart
+was D0 apart, with
+
+    D = D0 F + u_j - u_i,    so    |D0| <= |F^-1| (|D| + 2 max|u|)    with the spectral norm,
+
+and no pair within the cutoff can be missing while |F^-1| (cutoff + 2 max|u|) < cutoff + skin. This holds for any
+change of the cell and sees a rotated cell as no change at all. The match itself is a matter of speed only: a poor
+one fails the proof and is followed by a build.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from vesin import NeighborList
+
+from forceserver.errors import ModelError, UsageError
+from forceserver.potentials.interface import Batch
+from forceserver.structures import BoolArray, FloatArray
+
+# A. Half of it is what an atom may move: less would not outlast the ring polymer of a hydrogen atom.
+DEFAULT_SKIN = 2.0
+# Enough atoms to tell the replicas of a liquid apart; the proof looks at all of them.
+N_FINGERPRINT_ATOMS = 16
+
+
+@dataclass(frozen=True)
+class PairRequest:
+    """Which pairs a model wants: all within `cutoff`, from both ends (full list) or each once (half list)."""
+
+    cutoff: float
+    full: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The pairs of one structure, in no particular order."""
+
+    first_atom: Tensor  # (n_pairs,) int64
+    second_atom: Tensor  # (n_pairs,) int64
+    shifts: Tensor  # (n_pairs, 3), whole numbers of lattice vectors added to the second atom, as floats
+
+    def vectors(self, positions: Tensor, cell: Tensor) -> Tensor:
+        """From the first atom to the second, (n_pairs, 3) A; differentiable.
+
+        Args:
+            positions: (n_atoms, 3) A.
+            cell: (3, 3) A, rows.
+        """
+        ends = positions.index_select(0, self.second_atom) - positions.index_select(0, self.first_atom)
+        return ends + self.shifts.to(cell.dtype) @ cell
+
+    def select(self, index: Tensor) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(self.first_atom[index], self.second_atom[index], self.shifts[index])
+
+    def with_mirrored(self) -> Pairs:
+        """A half list seen from both ends."""
+        return Pairs(
+            first_atom=torch.cat([self.first_atom, self.second_atom]),
+            second_atom=torch.cat([self.second_atom, self.first_atom]),
+            shifts=torch.cat([self.shifts, -self.shifts]),
+        )
+
+
+@dataclass(frozen=True)
+class NeighborStatistics:
+    """What the lists have cost so far, for the log."""
+
+    builds: int = 0
+    reuses: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Only structures of one kind can share a reference."""
+
+    n_atoms: int
+    pbc: tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The structures of one kind in a batch, stacked, so that all are matched at once."""
+
+    kind: _Kind
+    members: tuple[int, ...]  # places in the batch
+    positions: Tensor  # (n_members, n_atoms, 3) A
+    frames: FloatArray  # (n_members, 3, 3) A: cells, with unit vectors along directions that are not periodic
+    inverse_frames: FloatArray  # (n_members, 3, 3) 1/A
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """The pairs within cutoff + skin of one geometry."""
+
+    kind: _Kind
+    frame: FloatArray  # (3, 3) A
+    fractional: Tensor  # (n_atoms, 3), in units of `frame`
+    fingerprint: Tensor  # (n_fingerprint_atoms, 3), some rows of `fractional`
+    pairs: Pairs  # each once
+
+
+class NeighborLists:
+    """The pairs that a model requests, for batch after batch.
+
+    They are the pairs of lists made afresh: a kept list is filtered by the true distances before it leaves. What
+    is kept holds each pair once; the other end is added to what remains, so that only half of it is filtered.
+    """
+
+    def __init__(
+        self, requests: Sequence[PairRequest], *, skin: float = DEFAULT_SKIN, max_replicas: int = 256
+    ) -> None:
+        """
+        Args:
+            requests: one per list; all are cut out of one list with the largest cutoff.
+            skin: A, by how much a kept list reaches beyond the cutoff; 0 builds afresh each time, keeps nothing.
+            max_replicas: how many lists are kept, 40 bytes per pair each; the least recently used go first.
+        """
+        if skin < 0.0 or max_replicas < 1:
+            raise ValueError(f"wanted skin >= 0 and max_replicas >= 1, got {skin} and {max_replicas}")
+        self._requests = tuple(requests)
+        self._skin = skin
+        self._max_replicas = max_replicas
+        self._cutoff = max((request.cutoff for request in self._requests), default=0.0)
+        self._references: OrderedDict[int, _Reference] = OrderedDict()  # least recently used first
+        self._builds = 0
+        self._reuses = 0
+        self._seconds = 0.0
+
+    @property
+    def statistics(self) -> NeighborStatistics:
+        return NeighborStatistics(self._builds, self._reuses, self._seconds)
+
+    def find(self, batch: Batch) -> tuple[tuple[Pairs, ...], ...]:
+        """The pairs of a batch: for each request, the `Pairs` of each structure.
+
+        Raises:
+            UsageError: the cell of a periodic structure has no volume.
+            ModelError: a position or a cell vector is not finite.
+        """
+        if not self._requests:
+            return ()
+        start = time.perf_counter()
+        # Kept lists outlive this call, and tensors born under inference_mode could not enter a later graph.
+        with torch.inference_mode(False), torch.no_grad():
+            found = self._find(batch)
+        self._seconds += time.perf_counter() - start
+        return found
+
+    def _find(self, batch: Batch) -> tuple[tuple[Pairs, ...], ...]:
+        # float64 whatever the model computes in: whether a pair is inside must not depend on how it was found.
+        precision = torch.float32 if batch.positions.device.type == "mps" else torch.float64
+        positions = torch.split(batch.positions.to(precision), list(batch.n_atoms))
+        cells = batch.cells.to(precision)
+        candidates: dict[int, Pairs] = {}
+        for group in _group(batch, positions, cells):
+            for row, (place, kept) in enumerate(zip(group.members, self._reuse(group), strict=True)):
+                candidates[place] = kept or self._build(group, row)
+                self._reuses += kept is not None
+        # One structure after the other: their pairs fit in a processor's cache, those of a batch do not.
+        selected = [self._select(candidates[i], positions[i], cells[i]) for i in range(batch.n_structures)]
+        return tuple(zip(*selected, strict=True))
+
+    def _reuse(self, group: _Group) -> list[Pairs | None]:
+        """For each member of a group: the nearest reference, if it is proven to hold all pairs, else None."""
+        alike = [(key, kept) for key, kept in self._references.items() if kept.kind == group.kind]
+        if not alike:
+            return [None] * len(group.members)
+        frames = torch.as_tensor(group.frames).to(group.positions)
+        periodic = torch.tensor(group.kind.pbc, device=group.positions.device)
+        fractional = group.positions @ torch.as_tensor(group.inverse_frames).to(group.positions)
+
+        kept_fingerprints = torch.stack([kept.fingerprint for _, kept in alike])
+        moved, _ = _remove_laps(_fingerprint(fractional)[:, None] - kept_fingerprints, periodic)
+        closeness = (moved @ frames[:, None]).square().sum(dim=(2, 3))
+        nearest = [alike[choice] for choice in closeness.argmin(dim=1).tolist()]
+
+        moved, laps = _remove_laps(
+            fractional - torch.stack([kept.fractional for _, kept in nearest]), periodic
+        )
+        largest_moves = torch.linalg.vector_norm(moved @ frames, dim=2).amax(dim=1)
+        n_laps = laps.abs().sum(dim=(1, 2))
+        matches: list[Pairs | None] = []
+        for row, (largest_move, n_lap) in enumerate(torch.stack([largest_moves, n_laps], dim=1).tolist()):
+            key, kept = nearest[row]
+            stretch = np.linalg.norm(group.inverse_frames[row] @ kept.frame, ord=2)
+            # False for positions that are not finite: they go on to `_build`, which says so.
+            if stretch * (self._cutoff + 2.0 * largest_move) < self._cutoff + self._skin:
+                self._references.move_to_end(key)
+                matches.append(_follow_laps(kept.pairs, laps[row]) if n_lap else kept.pairs)
+            else:
+                matches.append(None)
+        return matches
+
+    def _build(self, group: _Group, row: int) -> Pairs:
+        """List all pairs of one member on the host, and keep them on the device while there is room."""
+        self._builds += 1
+        frame = group.frames[row]
+        positions = group.positions[row].cpu().numpy().astype(np.float64)
+        if not (np.isfinite(positions).all() and np.isfinite(frame).all()):
+            raise ModelError(
+                "no neighbour list: a position or a cell vector is not finite. The simulation has probably blown "
+                "up. Remedy: look at its last steps, and at the time step"
+            )
+        builder = NeighborList(cutoff=self._cutoff + self._skin, full_list=False)
+        atoms, shifts = builder.compute(
+            points=positions, box=frame, periodic=group.kind.pbc, quantities="PS", copy=False
+        )
+        device = group.positions.device
+        fractional = torch.as_tensor(positions @ group.inverse_frames[row]).to(group.positions)
+        reference = _Reference(
+            kind=group.kind,
+            frame=frame,
+            fractional=fractional,
+            fingerprint=_fingerprint(fractional),
+            pairs=Pairs(
+                first_atom=torch.as_tensor(atoms[:, 0].astype(np.int64)).to(device),
+                second_atom=torch.as_tensor(atoms[:, 1].astype(np.int64)).to(device),
+                shifts=torch.as_tensor(shifts.astype(np.float64)).to(group.positions),
+            ),
+        )
+        if self._skin > 0.0:
+            self._references[self._builds] = reference
+            if len(self._references) > self._max_replicas:
+                self._references.popitem(last=False)
+        return reference.pairs
+
+    def _select(self, candidates: Pairs, positions: Tensor, cell: Tensor) -> tuple[Pairs, ...]:
+        """The pairs of one structure that each request wants."""
+        distances = torch.linalg.vector_norm(candidates.vectors(positions, cell), dim=1)
+        selected = []
+        for request in self._requests:
+            inside = candidates.select((distances <= request.cutoff).nonzero().squeeze(1))
+            selected.append(inside.with_mirrored() if request.full else inside)
+        return tuple(selected)
+
+
+def _group(batch: Batch, positions: Sequence[Tensor], cells: Tensor) -> list[_Group]:
+    """Sort a batch by kind; the cells come to the host, the positions stay."""
+    host_cells = cells.cpu().numpy().astype(np.float64)
+    host_pbc = batch.pbc.cpu().numpy()
+    members: dict[_Kind, list[int]] = {}
+    for place, (n_atoms, (a, b, c)) in enumerate(zip(batch.n_atoms, host_pbc.tolist(), strict=True)):
+        members.setdefault(_Kind(n_atoms, (a, b, c)), []).append(place)
+    groups = []
+    for kind, places in members.items():
+        frames = np.stack([_complete_frame(host_cells[place], host_pbc[place]) for place in places])
+        groups.append(
+            _Group(
+                kind=kind,
+                members=tuple(places),
+                positions=torch.stack([positions[place] for place in places]),
+                frames=frames,
+                inverse_frames=np.asarray(np.linalg.inv(frames), dtype=np.float64),
+            )
+        )
+    return groups
+
+
+def _complete_frame(cell: FloatArray, pbc: BoolArray) -> FloatArray:
+    """The cell, with unit vectors normal to the periodic directions in place of those that are not."""
+    frame = cell
+    if not pbc.all() and np.isfinite(cell).all():
+        _, _, axes = np.linalg.svd(cell[pbc], full_matrices=True)
+        frame = cell.copy()
+        frame[~pbc] = axes[int(pbc.sum()) :]
+    if np.linalg.det(frame) == 0.0:
+        axes_names = ", ".join(name for name, periodic in zip("abc", pbc, strict=True) if periodic)
+        raise UsageError(
+            f"the structure is periodic along {axes_names}, but its cell {cell.tolist()} does not span these "
+            "directions. Remedy: give independent cell vectors, or make the structure non-periodic"
+        )
+    return frame
+
+
+def _fingerprint(fractional: Tensor) -> Tensor:
+    """Some atoms, spread over a structure: (..., n_atoms, 3) to (..., n_fingerprint_atoms, 3)."""
+    # Uneven steps: a fixed one could meet the same atom of every molecule.
+    n_atoms = fractional.shape[-2]
+    places = np.linspace(0, n_atoms - 1, min(n_atoms, N_FINGERPRINT_ATOMS)).astype(np.int64)
+    return fractional[..., torch.as_tensor(places, device=fractional.device), :]
+
+
+def _remove_laps(moved: Tensor, periodic: Tensor) -> tuple[Tensor, Tensor]:
+    """Split fractional displacements (..., 3) into a part within half a cell and whole lattice vectors."""
+    laps = torch.round(moved) * periodic
+    return moved - laps, laps
+
+
+def _follow_laps(pairs: Pairs, laps: Tensor) -> Pairs:
+    """The same pairs after each atom has moved by whole lattice vectors, `laps` (n_atoms, 3)."""
+    # x_i = x0_i + laps_i h, so the same pair now needs shift0 + laps_i - laps_j.
+    shifts = pairs.shifts + laps.index_select(0, pairs.first_atom) - laps.index_select(0, pairs.second_atom)
+    return Pairs(pairs.first_atom, pairs.second_atom, shifts)

@@ -1,0 +1,113 @@
+"""What a potential is: a callable from a batch of structures to energies and forces of the kinds that are wanted.
+
+Units: eV and angstrom. Structures are concatenated, never padded: `atom_to_structure` says which atom belongs where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forceserver.structures import FloatArray, ForceKind, Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Several structures, concatenated, in the dtype and on the device of the potential."""
+
+    positions: Tensor  # (n_atoms_total, 3) A
+    cells: Tensor  # (n_structures, 3, 3) A, lattice vectors as rows
+    atomic_numbers: Tensor  # (n_atoms_total,) int64
+    atom_to_structure: Tensor  # (n_atoms_total,) int64, ascending
+    pbc: Tensor  # (n_structures, 3) bool
+    n_atoms: tuple[int, ...]  # per structure, on the host: splitting must not wait for the device
+
+    @property
+    def n_structures(self) -> int:
+        return len(self.n_atoms)
+
+    @staticmethod
+    def from_structures(
+        structures: Sequence[Structure], *, dtype: torch.dtype, device: torch.device
+    ) -> Batch:
+        """Concatenate structures and move them to the device, one transfer per array.
+
+        Coordinates are rounded to `dtype` only here: everything before is float64. Where that loses digits, atoms that have
+        wandered through many cells are brought back into the first one before, so that it does not lose more.
+        """
+        n_atoms = tuple(structure.n_atoms for structure in structures)
+        wandering = dtype != torch.float64
+        positions = np.concatenate([_wrapped(each) if wandering else each.positions for each in structures])
+        cells = np.stack([structure.cell for structure in structures])
+        numbers = np.concatenate([structure.atomic_numbers for structure in structures])
+        pbc = np.stack([structure.pbc for structure in structures])
+        atom_to_structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
+        return Batch(
+            positions=torch.as_tensor(positions).to(device=device, dtype=dtype),
+            cells=torch.as_tensor(cells).to(device=device, dtype=dtype),
+            atomic_numbers=torch.as_tensor(numbers).to(device),
+            atom_to_structure=torch.as_tensor(atom_to_structure).to(device),
+            pbc=torch.as_tensor(pbc).to(device),
+            n_atoms=n_atoms,
+        )
+
+
+def _wrapped(structure: Structure) -> FloatArray:
+    """Positions within the cell along its periodic directions."""
+    if not structure.pbc.any():
+        return structure.positions
+    to_fractions = np.linalg.pinv(structure.cell)  # not inv: an open axis may have no lattice vector
+    cells_away = np.floor(structure.positions @ to_fractions) * structure.pbc
+    return structure.positions - cells_away @ structure.cell
+
+
+@dataclass(frozen=True, eq=False)
+class Forces:
+    """Forces of one kind for a batch, with the virials that belong to them."""
+
+    forces: Tensor  # (n_atoms_total, 3) eV/A
+    virials: Tensor | None  # (n_structures, 3, 3) eV, -dE/d(strain), symmetric; None: the model has none
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a potential says about a batch. Detached from any graph."""
+
+    energies: Tensor  # (n_structures,) eV, always the conservative one
+    conservative: Forces | None = None  # None exactly when not wanted
+    direct: Forces | None = None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a potential can do, as data: checked before i-PI moves, printed at the start."""
+
+    name: str  # for the log, e.g. "q-TIP4P/F + synthetic direct head (strength 0.02)"
+    elements: frozenset[int] | None  # atomic numbers; None: any
+    cutoff: float | None  # A; None: not a matter of a cutoff
+    dtype: torch.dtype
+    device: torch.device
+    conservative: bool
+    direct: bool
+    direct_virial: bool
+    synthetic_direct: bool = False  # the direct forces are made up for testing: a user must be told
+    conservative_virial: bool = True  # False: energy and forces only, as of some ASE calculators
+
+
+class Potential(Protocol):
+    """The one interface behind which every model stands; `contract.check_potential` is its executable form."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
+        """Evaluate a batch; asked for both kinds, give both from one forward pass.
+
+        Must not modify `batch`, and must give each structure the answer that it would get alone.
+        """
+        ...
