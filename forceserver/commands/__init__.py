@@ -1,0 +1,1 @@
+"""The commands of `forceserver`, one module each, imported when they are used."""

@@ -1,0 +1,159 @@
+"""`forceserver run`: serve forces until i-PI says EXIT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import rich_click as click
+
+MODEL_HELP = """
+MODEL is a scheme with options (`qtip4pf`, `qtip4pf:direct=0.02`, `lj:epsilon=0.01,sigma=3.4`, `ase:MODULE:CLASS`) or a
+metatomic file (`model.pt`). A model file is code: serve only what you trust.
+"""
+
+
+@click.command(epilog=MODEL_HELP)
+@click.argument("model")
+@click.option(
+    "-i",
+    "--input",
+    "inputs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="INPUT.xml",
+    help="i-PI input (XML, JSON or RESTART): says all about sockets, roles and species. May be repeated.",
+)
+@click.option(
+    "-a", "--address", metavar="NAME|HOST:PORT", help="Where i-PI listens, when its input is not at hand."
+)
+@click.option(
+    "-t",
+    "--template",
+    type=click.Path(path_type=Path),
+    help="With -a: a structure file with the atoms, in i-PI's order.",
+)
+@click.option("-S", "--sockets-prefix", metavar="PREFIX", help="As `i-pi -S`: in front of unix socket names.")
+@click.option(
+    "--forces",
+    default="conservative",
+    show_default=True,
+    metavar="conservative|direct|blended:X",
+    help="For a socket whose <parameters> say nothing.",
+)
+@click.option("--direct", "direct_model", metavar="MODEL2", help="Take direct forces from this model.")
+@click.option(
+    "--also", multiple=True, metavar="NAME=MODEL", help="One more model, for sockets with {model: NAME}."
+)
+@click.option("--device", default="cpu", show_default=True, help="torch device, e.g. cuda:0.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), help="Precision; default: the model's own."
+)
+@click.option(
+    "--net-force",
+    type=click.Choice(["remove", "keep"]),
+    default="remove",
+    show_default=True,
+    help="Of direct forces, which need not sum to zero.",
+)
+@click.option(
+    "--virial",
+    type=click.Choice(["own", "conservative", "none"]),
+    default="own",
+    show_default=True,
+    help="Where direct forces take their virial from.",
+)
+@click.option("--connections", metavar="auto|N", default="auto", show_default=True, help="Per socket.")
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For i-PI to listen.",
+)
+@click.option(
+    "--linger",
+    "linger_ms",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="MS",
+    help="Silence after which an incomplete gathering is evaluated.",
+)
+@click.option(
+    "--on-bad-forces",
+    type=click.Choice(["stop", "reconnect"]),
+    default="stop",
+    show_default=True,
+    help="What follows a result that is not finite: end, or let i-PI give the structure to another server.",
+)
+@click.option(
+    "--log-file", type=click.Path(path_type=Path), help="Write the log there too, with every message."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log every message.")
+def run(
+    model: str,
+    inputs: tuple[Path, ...],
+    address: str | None,
+    template: Path | None,
+    sockets_prefix: str | None,
+    forces: str,
+    direct_model: str | None,
+    also: tuple[str, ...],
+    device: str,
+    dtype: str | None,
+    net_force: str,
+    virial: str,
+    connections: str,
+    wait_seconds: float,
+    linger_ms: float,
+    on_bad_forces: Literal["stop", "reconnect"],
+    log_file: Path | None,
+    verbose: bool,
+) -> None:
+    """Serve forces from MODEL to i-PI until it says EXIT.
+
+    i-PI listens, this server dials in; either may be started first.
+    """
+    from forceserver.logs import start_logging
+    from forceserver.roles import parse_forces_option
+    from forceserver.serve import ModelRequest, serve, simulations_from
+    from forceserver.server import ServeOptions
+
+    start_logging(log_file, verbose=verbose)
+    options = ServeOptions(
+        default_role=parse_forces_option(forces),
+        n_connections=_parse_connections(connections),
+        wait_seconds=wait_seconds,
+        linger_seconds=1e-3 * linger_ms,
+        on_bad_forces=on_bad_forces,
+    )
+    request = ModelRequest(
+        model,
+        also=dict(_parse_also(pair) for pair in also),
+        direct=direct_model,
+        device=device,
+        dtype=dtype,
+        keep_net_force=net_force == "keep",
+        virial=virial,
+    )
+    serve(simulations_from(inputs, address, template, sockets_prefix), request, options)
+
+
+def _parse_connections(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(
+            f"wanted auto or a number from 1 on, got '{text}'", param_hint="--connections"
+        )
+    return int(text)
+
+
+def _parse_also(text: str) -> tuple[str, str]:
+    name, separator, model = text.partition("=")
+    if not separator or not name or not model:
+        raise click.BadParameter(f"wanted NAME=MODEL, got '{text}'", param_hint="--also")
+    return name, model

@@ -1,0 +1,272 @@
+"""What a server needs to know from an i-PI input: sockets, roles, species, beads, and whether anybody reads the virial.
+
+The input is read by i-PI's own input classes, so defaults, units and every way of naming atoms mean here what they mean there.
+Nothing is evaluated, opened or bound. XML, JSON and RESTART files are the same thing to i-PI, and so to us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forceserver.errors import UsageError
+from forceserver.exchange import Template
+from forceserver.species import initialized_labels, labels_to_numbers
+from forceserver.transport import Address, InetAddress, UnixAddress
+
+BAROSTATTED = {"npt", "nst", "scnpt"}
+VIRIAL_WORDS = ("pressure", "stress", "virial", "vir_component", "vir_tdcomponent")
+
+
+@dataclass(frozen=True, eq=False)
+class SocketSpec:
+    """One `<ffsocket>`, and what the rest of the input says about it."""
+
+    name: str
+    address: Address
+    parameters: Mapping[str, str]  # as written; what i-PI sends in INIT decides
+    batch_size: int
+    n_requests: (
+        int | None
+    )  # structures that i-PI asks for at each evaluation: beads, summed over components; None: unknown
+    templates: tuple[Template, ...]  # of the systems that use this socket, without repetition
+    virial_readers: tuple[str, ...] = ()  # what in the input reads the virial of this socket, in words
+    total_weight: float = 1.0  # of its components: weight x sum of the mts_weights
+
+
+@dataclass(frozen=True, eq=False)
+class SimulationInput:
+    """One i-PI input: one simulation, whose sockets live and die together."""
+
+    path: Path | None  # None: only an address was given
+    sockets: tuple[SocketSpec, ...]
+
+
+@dataclass(frozen=True)
+class _Component:
+    """One `<force>`, as far as a server cares."""
+
+    forcefield: str
+    n_beads: int
+    total_weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class _System:
+    components: tuple[_Component, ...]
+    template: Template
+    virial_readers: tuple[str, ...]
+
+
+def read_input(path: Path, *, sockets_prefix: str | None = None) -> SimulationInput:
+    """Read an i-PI input.
+
+    Args:
+        path: XML, JSON (by its ending) or RESTART.
+        sockets_prefix: takes the place of the input's own, as `i-pi -S` does.
+
+    Raises:
+        UsageError: no such file, not an i-PI input, no `<ffsocket>`, or atoms that cannot be told.
+    """
+    simulation = parse_input(path)
+    prefix = sockets_prefix if sockets_prefix is not None else simulation.sockets_prefix.fetch()
+    forcefields = list(_ffsockets(simulation.extra))
+    if not forcefields:
+        raise UsageError(
+            f"{path} has no <ffsocket>: i-PI would not listen to any force server. Add "
+            '<ffsocket name="forces" mode="unix"><address>NAME</address></ffsocket>'
+        )
+    outputs = tuple(_output_words(simulation))
+    systems = [_read_system(system, path, outputs) for system in _systems(simulation, path)]
+    sockets = tuple(
+        _socket_spec(names, forcefield, systems, prefix, path) for names, forcefield in forcefields
+    )
+    return SimulationInput(path, sockets)
+
+
+def parse_input(path: Path) -> Any:
+    """i-PI's `InputSimulation`, parsed but not fetched: fetching would open files and sockets.
+
+    Raises:
+        UsageError: no such file, or not an input that i-PI accepts.
+    """
+    from ipi.inputs.simulation import InputSimulation
+    from ipi.utils.io.inputs.io_json import json_parse_string
+    from ipi.utils.io.inputs.io_xml import xml_parse_string
+
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read the i-PI input {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not an i-PI input: it is not a text file") from None
+    parse = json_parse_string if path.suffix == ".json" else xml_parse_string
+    simulation = InputSimulation()
+    try:
+        with _quiet():
+            root = parse(text)
+            simulation.parse(root.fields[0][1])
+    except Exception as error:  # i-PI raises whatever comes to hand
+        raise UsageError(f"{path} is not an input that i-PI accepts: {_one_line(error)}") from None
+    return simulation
+
+
+def _ffsockets(
+    extra: Sequence[tuple[str, Any]], outer: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All `<ffsocket>`s with the names that a `<force>` can know them by: their own, or that of what wraps them."""
+    for tag, node in extra:
+        if not tag.startswith("ff"):
+            continue
+        names = (*outer, node.name.fetch())
+        if tag in ("ffsocket", "ffcavphsocket"):
+            yield names, node
+        else:
+            yield from _ffsockets(getattr(node, "extra", ()), names)
+            nested = [
+                (field, node.__dict__[field])
+                for field in ("ffsocket",)
+                if field in getattr(node, "fields", {})
+            ]
+            yield from _ffsockets([pair for pair in nested if pair[1]._explicit], names)
+
+
+def _systems(simulation: Any, path: Path) -> Iterator[Any]:
+    """Every `<system>`, those made from a `<system_template>` included."""
+    for tag, node in simulation.extra:
+        if tag == "system":
+            yield node
+        elif tag == "system_template":
+            yield from _instances(node, path)
+
+
+def _instances(template: Any, path: Path) -> Iterator[Any]:
+    from ipi.inputs.system import InputSystem
+    from ipi.utils.io.inputs.io_xml import xml_parse_string
+
+    text = template.template.fetch()
+    labels = [str(label) for label in template.labels.fetch()]
+    for tag, instance in template.extra:
+        if tag != "instance":
+            continue
+        filled = text
+        for label, value in sorted(zip(labels, instance.fetch(), strict=False), reverse=True):
+            filled = filled.replace(label, str(value))
+        system = InputSystem()
+        try:
+            with _quiet():
+                system.parse(xml_parse_string(filled).fields[0][1])
+        except Exception as error:
+            raise UsageError(
+                f"{path}: a <system_template> does not fill to a <system>: {_one_line(error)}"
+            ) from None
+        yield system
+
+
+def _read_system(system: Any, path: Path, outputs: tuple[str, ...]) -> _System:
+    n_beads = system.initialize.nbeads.fetch() if system.initialize._explicit else system.beads.nbeads.fetch()
+    components = tuple(
+        _Component(
+            forcefield=component.forcefield.fetch(),
+            n_beads=component.nbeads.fetch() or n_beads,
+            total_weight=float(component.weight.fetch() * np.sum(component.mts_weights.fetch())),
+        )
+        for _, component in system.forces.extra
+    )
+    labels, has_cell = initialized_labels(system, path)
+    numbers = labels_to_numbers(labels, path)
+    template = Template(numbers, np.full(3, has_cell))
+    return _System(components, template, (*_barostats(system.motion), *outputs))
+
+
+def _barostats(motion: Any) -> Iterator[str]:
+    mode = motion.mode.fetch()
+    if mode == "dynamics" and motion.dynamics.mode.fetch() in BAROSTATTED:
+        yield f"the {motion.dynamics.mode.fetch()} ensemble"
+    if mode == "multi":
+        for _, inner in motion.extra:
+            yield from _barostats(inner)
+
+
+def _output_words(simulation: Any) -> Iterator[str]:
+    """Properties in the outputs that are made of the virial."""
+    for tag, output in simulation.output.extra:
+        if tag == "properties":
+            for word in output.fetch().outlist:
+                if any(word.startswith(virial_word) for virial_word in VIRIAL_WORDS):
+                    yield f"the output '{word}'"
+
+
+def _socket_spec(
+    names: tuple[str, ...], forcefield: Any, systems: Sequence[_System], prefix: str, path: Path
+) -> SocketSpec:
+    users = [
+        (system, component)
+        for system in systems
+        for component in system.components
+        if component.forcefield in names
+    ]
+    active = [int(index) for index in forcefield.activelist.fetch()]
+    templates = _distinct([_restricted(system.template, active) for system, _ in users])
+    readers = tuple(dict.fromkeys(reader for system, _ in users for reader in system.virial_readers))
+    return SocketSpec(
+        name=names[-1],
+        address=_address(forcefield, prefix, path),
+        parameters={str(key): str(value) for key, value in forcefield.parameters.fetch().items()},
+        batch_size=forcefield.batch_size.fetch(),
+        n_requests=sum(component.n_beads for _, component in users) or None,
+        templates=templates,
+        virial_readers=readers,
+        total_weight=sum(component.total_weight for _, component in users),
+    )
+
+
+def _address(forcefield: Any, prefix: str, path: Path) -> Address:
+    mode = forcefield.mode.fetch()
+    if mode == "unix":
+        return UnixAddress(prefix + forcefield.address.fetch())
+    if mode == "inet":
+        return InetAddress(forcefield.address.fetch(), forcefield.port.fetch())
+    raise UsageError(
+        f"{path}: <ffsocket name='{forcefield.name.fetch()}'> has mode='{mode}', which this server does not speak; "
+        "use mode='unix' on one machine or mode='inet' between machines"
+    )
+
+
+def _restricted(template: Template, active: list[int]) -> Template:
+    """The template of the atoms that an `activelist` lets through; [-1] is i-PI's word for all."""
+    if active in ([-1], []):
+        return template
+    return Template(template.atomic_numbers[active], template.pbc)
+
+
+def _distinct(templates: Sequence[Template]) -> tuple[Template, ...]:
+    distinct: list[Template] = []
+    for template in templates:
+        known = any(
+            np.array_equal(template.atomic_numbers, other.atomic_numbers)
+            and np.array_equal(template.pbc, other.pbc)
+            for other in distinct
+        )
+        if not known:
+            distinct.append(template)
+    return tuple(distinct)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """i-PI prints while it parses; stdout is for results."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _one_line(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return text or type(error).__name__

@@ -1,0 +1,245 @@
+"""i-PI's socket protocol, seen from the side that provides forces. No I/O here: bytes in, events out; replies in, bytes out.
+
+The messages themselves, their units and their layout stand in `messages`.
+
+Rules of this file
+  1. Everything that decides whether a message is legal stands in `TRANSITIONS`.
+  2. While an answer is owed nothing is parsed: i-PI has no word for "busy", so we read no further until we can answer.
+  3. No number that the peer sent is trusted before it is checked against a bound: memory is taken after, not before.
+  4. A reply leaves only if it answers the request that is owed, in shape, and is finite and symmetric where it must be.
+
+Theory of operation. i-PI listens and asks; we dial in and answer. A session starts in `NEEDS_INIT`, because only then does i-PI
+send INIT, the one message that carries the parameters of the `<ffsocket>` and the batch size. `STATUS` is answered from the state
+alone. `POSDATA` brings one structure, or `batch_size` of them, and moves the session to `COMPUTING`; whatever follows in the same
+packet (i-PI sends `GETFORCE` along by default) waits in the buffer. The reply moves it to `HAS_DATA`, `GETFORCE` sends it off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from enum import Enum
+
+import numpy as np
+
+from forceserver.errors import Disconnected, ProtocolError
+from forceserver.messages import (
+    HEADER_LENGTH,
+    MAX_ATOMS,
+    MAX_INIT_LENGTH,
+    Event,
+    Exit,
+    ForceReply,
+    ForceRequest,
+    Header,
+    Initialized,
+    check_reply,
+    encode_reply,
+    parse_batch_size,
+    parse_header,
+    parse_int,
+    parse_parameters,
+)
+
+Parser = Generator[int, bytes, None]
+
+
+class State(Enum):
+    NEEDS_INIT = "needs init"
+    READY = "ready"
+    COMPUTING = "computing"  # a reply is owed; nothing is parsed
+    HAS_DATA = "has data"
+    CLOSED = "closed"
+
+
+TRANSITIONS: Mapping[State, Mapping[Header, State]] = {
+    State.NEEDS_INIT: {
+        Header.STATUS: State.NEEDS_INIT,
+        Header.INIT: State.READY,
+        Header.EXIT: State.CLOSED,
+    },
+    State.READY: {
+        Header.STATUS: State.READY,
+        Header.INIT: State.READY,
+        Header.POSDATA: State.COMPUTING,
+        Header.EXIT: State.CLOSED,
+    },
+    State.COMPUTING: {},
+    State.HAS_DATA: {
+        Header.STATUS: State.HAS_DATA,
+        Header.GETFORCE: State.READY,
+        Header.EXIT: State.CLOSED,
+    },
+    State.CLOSED: {},
+}
+
+STATUS_ANSWERS: Mapping[State, Header] = {
+    State.NEEDS_INIT: Header.NEEDINIT,
+    State.READY: Header.READY,
+    State.HAS_DATA: Header.HAVEDATA,
+}
+
+
+class Session:
+    """One conversation with i-PI. The only stateful object of the protocol.
+
+    Feed it with `receive_data`, take `events`, answer each `ForceRequest` with `reply`, send what `data_to_send` gives.
+
+    Args:
+        n_atoms: the atom counts that are expected; any other count is refused before its coordinates are read.
+            None accepts whatever is at most `MAX_ATOMS`.
+    """
+
+    def __init__(self, n_atoms: frozenset[int] | None = None) -> None:
+        self._n_atoms = n_atoms
+        self._state = State.NEEDS_INIT
+        self._batch_size = 1
+        self._received = bytearray()
+        self._outgoing = bytearray()
+        self._events: list[Event] = []
+        self._owed: ForceRequest | None = None
+        self._reply: ForceReply | None = None
+        self._parser = self._parse()
+        self._wanted = next(self._parser)  # bytes that the parser needs before it can go on
+        self._at_message_border = True
+
+    def __repr__(self) -> str:
+        return f"<Session [{self._state.value}, batch size {self._batch_size}, {len(self._received)} bytes waiting]>"
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the peer, cut anywhere.
+
+        Raises:
+            ProtocolError: the bytes are not what the protocol allows now.
+        """
+        self._received += data
+        self._advance()
+
+    def receive_eof(self) -> None:
+        """The peer closed its end.
+
+        Raises:
+            Disconnected: it did so without EXIT, as a killed i-PI does.
+        """
+        if self._state is State.CLOSED:
+            return
+        received, wanted, inside = len(self._received), self._wanted, not self._at_message_border
+        self._state = State.CLOSED
+        if inside or received:
+            raise Disconnected(f"i-PI left in the middle of a message: got {received} of {wanted} bytes")
+        raise Disconnected("i-PI closed the connection without EXIT")
+
+    def events(self) -> Iterator[Event]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return iter(events)
+
+    def reply(self, reply: ForceReply) -> None:
+        """Answer the request that is owed; what i-PI said meanwhile is parsed now.
+
+        Raises:
+            BadForces: the reply is not finite, has another shape than the request, or a virial is not symmetric.
+            ProtocolError: no request is owed an answer.
+        """
+        if self._owed is None:
+            raise ProtocolError(f"no answer is owed to i-PI (state: {self._state.value})")
+        check_reply(reply, self._owed)
+        self._owed, self._reply = None, reply
+        self._state = State.HAS_DATA
+        self._advance()
+
+    def data_to_send(self) -> bytes:
+        """Bytes that must go to the peer, in order; each call empties the queue."""
+        data, self._outgoing = bytes(self._outgoing), bytearray()
+        return data
+
+    def _advance(self) -> None:
+        while self._state not in (State.COMPUTING, State.CLOSED) and len(self._received) >= self._wanted:
+            chunk = bytes(memoryview(self._received)[: self._wanted])
+            del self._received[: self._wanted]
+            try:
+                self._wanted = self._parser.send(chunk)
+            except ProtocolError:
+                self._state = State.CLOSED
+                raise
+
+    def _parse(self) -> Parser:
+        """The conversation, top to bottom. Yields the number of bytes that it needs next."""
+        while True:
+            self._at_message_border = True
+            header = parse_header((yield HEADER_LENGTH))
+            self._at_message_border = False
+            if header not in TRANSITIONS[self._state]:
+                allowed = ", ".join(word.name for word in TRANSITIONS[self._state]) or "nothing"
+                raise ProtocolError(
+                    f"i-PI sent {header.name} while this end is '{self._state.value}'; allowed: {allowed}"
+                )
+            next_state = TRANSITIONS[self._state][header]
+            if header is Header.STATUS:
+                self._outgoing += STATUS_ANSWERS[self._state]
+            elif header is Header.INIT:
+                yield from self._parse_init()
+            elif header is Header.POSDATA:
+                yield from self._parse_posdata()
+            elif header is Header.GETFORCE:
+                self._send_reply()
+            elif header is Header.EXIT:
+                self._events.append(Exit())
+            self._state = next_state
+
+    def _parse_init(self) -> Parser:
+        request_id = parse_int((yield 4))
+        length = parse_int((yield 4))
+        if not 0 <= length <= MAX_INIT_LENGTH:
+            raise ProtocolError(
+                f"i-PI announced an INIT string of {length} bytes; at most {MAX_INIT_LENGTH} are accepted"
+            )
+        text = yield length
+        parameters = parse_parameters(text)
+        self._batch_size = parse_batch_size(parameters.pop("batch_size", "1"))
+        self._events.append(Initialized(request_id, parameters, self._batch_size))
+
+    def _parse_posdata(self) -> Parser:
+        """One structure: cell, its inverse, count, positions. A batch: count, all cells and inverses, all positions."""
+        n_structures = self._batch_size
+        if n_structures == 1:
+            cells = yield 2 * 72
+            n_atoms = self._checked_n_atoms(parse_int((yield 4)))
+        else:
+            n_atoms = self._checked_n_atoms(parse_int((yield 4)))
+            cells = yield 2 * 72 * n_structures
+        positions = yield 24 * n_atoms * n_structures
+        request = ForceRequest(
+            cells=np.frombuffer(cells, np.float64).reshape(n_structures, 2, 3, 3)[:, 0],
+            positions=np.frombuffer(positions, np.float64).reshape(n_structures, n_atoms, 3),
+        )
+        if not (np.isfinite(request.positions).all() and np.isfinite(request.cells).all()):
+            raise ProtocolError(
+                "i-PI sent positions or a cell that are not finite: the run has blown up before this step"
+            )
+        self._owed = request
+        self._events.append(request)
+
+    def _checked_n_atoms(self, n_atoms: int) -> int:
+        if self._n_atoms is not None and n_atoms not in self._n_atoms:
+            expected = " or ".join(str(count) for count in sorted(self._n_atoms))
+            raise ProtocolError(
+                f"i-PI sent {n_atoms} atoms, the template has {expected}; start i-PI and the server from the same structure"
+            )
+        if not 0 < n_atoms * self._batch_size <= MAX_ATOMS:
+            raise ProtocolError(
+                f"i-PI announced {self._batch_size} x {n_atoms} atoms in one message; between 1 and {MAX_ATOMS} are accepted"
+            )
+        return n_atoms
+
+    def _send_reply(self) -> None:
+        assert self._reply is not None  # HAS_DATA is entered through `reply` alone
+        self._outgoing += encode_reply(self._reply)
+        self._reply = None

@@ -1,0 +1,311 @@
+"""The server: gather what is asked on every connection, evaluate once, answer all. One thread, one select.
+
+One process has one model on one device, so there is nothing to gain from a second thread and much to lose. i-PI sends nothing
+while it is owed an answer, except STATUS probes, which can wait.
+
+A gathering is evaluated as soon as it is complete, so that a regular run never waits: every socket that has asked for anything
+holds as many structures as the input says it will ask for, or has no idle connection left. Failing that, after a short silence:
+i-PI sends what it has queued at that moment, which on a busy machine is not all, and sends no more before that is answered.
+
+What goes wrong stays where it belongs: one simulation that fails is closed, drained, and reported; the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from forceserver.connection import Connection, Endpoint, ServedSimulation
+from forceserver.errors import Disconnected, ForceServerError, ModelError
+from forceserver.evaluate import Evaluator
+from forceserver.exchange import distinct_structures, make_reply
+from forceserver.inputfile import SimulationInput
+from forceserver.messages import Exit, ForceRequest, Initialized
+from forceserver.preflight import check_role
+from forceserver.roles import parse_role
+from forceserver.signals import StopRequest
+from forceserver.structures import ForceRole, Result, Structure
+
+log = logging.getLogger(__name__)
+
+CONSERVATIVE_ROLE = ForceRole()
+
+Asked = Mapping[Connection, Sequence[Structure]]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    default_role: ForceRole = CONSERVATIVE_ROLE  # of a socket that says nothing
+    n_connections: int | None = None  # per socket; None: as many as the input's requests fill
+    wait_seconds: float = 600.0  # for i-PI to listen
+    linger_seconds: float = 0.001  # of silence, after which an incomplete gathering is evaluated
+    on_bad_forces: Literal["stop", "reconnect"] = "stop"
+
+
+class PhaseClock:
+    """Where the time goes: each moment belongs to exactly one phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._phase = "waiting"
+        self._since = time.perf_counter()
+
+    def enter(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+
+@dataclass
+class ServeStatistics:
+    """What was served, for the report at the end."""
+
+    n_requests: Counter[tuple[str, str]] = field(
+        default_factory=Counter
+    )  # {(socket, role): structures asked for}
+    n_gatherings: int = 0
+    n_lingered: int = 0  # gatherings that were evaluated because nobody spoke any more
+    clock: PhaseClock = field(default_factory=PhaseClock)
+
+
+class Server:
+    """Serves the sockets of one or several simulations until each has said EXIT.
+
+    Args:
+        simulations: whose sockets to dial.
+        evaluator: holds the models.
+        options: see `ServeOptions`.
+        stop: asked between evaluations whether to end early.
+    """
+
+    def __init__(
+        self,
+        simulations: Sequence[SimulationInput],
+        evaluator: Evaluator,
+        options: ServeOptions,
+        stop: StopRequest,
+    ) -> None:
+        self.statistics = ServeStatistics()
+        self._evaluator = evaluator
+        self._options = options
+        self._stop = stop
+        self._simulations = [
+            ServedSimulation(
+                simulation, n_connections=options.n_connections, wait_seconds=options.wait_seconds
+            )
+            for simulation in simulations
+        ]
+        self._asking: dict[Connection, ForceRequest] = {}
+        self._last_heard = 0.0
+        self._selector = selectors.DefaultSelector()
+        self._stale_interest: set[Connection] = set()
+
+    def run(self) -> None:
+        """Serve until every simulation has ended, or a signal asks to stop.
+
+        Raises:
+            NobodyListening: a socket was not there in time.
+            PeerError: i-PI left without EXIT, or does not speak its protocol.
+            ModelError: an evaluation failed. Nothing false was sent.
+            UsageError: i-PI asked for something impossible in INIT.
+        """
+        self._selector.register(self._stop.fileno(), selectors.EVENT_READ)
+        try:
+            while not self._stop.reason and self._dial():
+                self._listen()
+                if self._gathering_is_complete():
+                    self._answer()
+            if not self._stop.reason:
+                self._raise_first_failure()
+        finally:
+            for simulation in self._simulations:
+                self._close(simulation)
+            self._selector.close()
+            self.statistics.clock.enter("ended")
+
+    def _dial(self) -> bool:
+        """Open connections that are still missing. False when there is nothing left to serve."""
+        for endpoint in self._endpoints():
+            if endpoint.next_deadline_in() == 0.0:
+                self._dial_endpoint(endpoint)
+        return any(simulation.is_alive for simulation in self._simulations)
+
+    def _dial_endpoint(self, endpoint: Endpoint) -> None:
+        try:
+            for connection in endpoint.dial():
+                self._selector.register(connection, selectors.EVENT_READ, connection)
+        except ForceServerError as error:
+            self._fail(endpoint.simulation, error)
+
+    def _endpoints(self) -> Iterator[Endpoint]:
+        return (endpoint for simulation in self._simulations for endpoint in simulation.endpoints)
+
+    def _listen(self) -> None:
+        """Wait for bytes, at most until the linger or the next attempt to connect is due, and hand them on."""
+        self._update_interest()
+        self.statistics.clock.enter("waiting")
+        ready = self._selector.select(self._patience())
+        self.statistics.clock.enter("unpacking")
+        for key, events in ready:
+            connection: Connection | None = key.data
+            if connection is None or not connection.is_open:
+                continue  # a signal, at which `run` looks, or closed by what came before it in this list
+            if events & selectors.EVENT_WRITE:
+                self._flush(connection)
+            if events & selectors.EVENT_READ and connection.is_open:
+                self._hear(connection)
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for bytes; None: as long as it takes."""
+        deadlines = [endpoint.next_deadline_in() for endpoint in self._endpoints()]
+        if self._asking:
+            deadlines.append(max(0.0, self._last_heard + self._options.linger_seconds - time.monotonic()))
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _hear(self, connection: Connection) -> None:
+        try:
+            if connection.receive():
+                self._handle_events(connection)
+        except Disconnected as error:
+            self._lose(connection, str(error))
+        except ForceServerError as error:
+            self._fail(connection.endpoint.simulation, error)
+
+    def _handle_events(self, connection: Connection) -> None:
+        for event in connection.events():
+            log.debug("%s: %s", connection, event)
+            if isinstance(event, Initialized):
+                self._introduce(connection, event)
+            elif isinstance(event, ForceRequest):
+                self._asking[connection] = event
+                self._last_heard = time.monotonic()
+            elif isinstance(event, Exit):
+                connection.endpoint.simulation.said_exit = True
+                self._close(connection.endpoint.simulation)
+                return
+        self._flush(connection)
+
+    def _introduce(self, connection: Connection, event: Initialized) -> None:
+        role = parse_role(event.parameters, self._options.default_role, frozenset(self._evaluator.models))
+        if role != connection.role:
+            check_role(role, connection.endpoint.spec, self._evaluator.models, self._evaluator.virial)
+            connection.role = role
+
+    def _flush(self, connection: Connection) -> None:
+        self._stale_interest.add(connection)
+        if not connection.flush():
+            self._lose(connection, "i-PI closed the connection")
+
+    def _gathering_is_complete(self) -> bool:
+        if not self._asking:
+            return False
+        asking: dict[Endpoint, int] = defaultdict(int)
+        for connection, request in self._asking.items():
+            asking[connection.endpoint] += request.n_structures
+        if all(endpoint.is_filled_by(n_structures) for endpoint, n_structures in asking.items()):
+            return True
+        lingered = time.monotonic() - self._last_heard >= self._options.linger_seconds
+        self.statistics.n_lingered += lingered
+        return lingered
+
+    def _answer(self) -> None:
+        """Evaluate all that is asked, and send the answers. What fails takes its own connection out, and no other."""
+        asked: Asked = {
+            connection: distinct_structures(request, connection.endpoint.template(request.n_atoms))
+            for connection, request in self._asking.items()
+        }
+        self.statistics.clock.enter("model")
+        while True:
+            try:
+                results = iter(
+                    self._evaluator.evaluate([(each, role_of(c)) for c in asked for each in asked[c]])
+                )
+                break
+            except ModelError as error:
+                asked = self._without_culprits(asked, error)
+        self.statistics.clock.enter("packing")
+        self.statistics.n_gatherings += bool(asked)
+        for connection, structures in asked.items():
+            self._send(connection, [next(results) for _ in structures])
+
+    def _send(self, connection: Connection, results: Sequence[Result]) -> None:
+        self.statistics.n_requests[connection.endpoint.spec.name, str(role_of(connection))] += len(results)
+        request = self._asking.pop(connection)
+        try:
+            connection.reply(make_reply(request, results))
+            self._handle_events(connection)
+        except ForceServerError as error:
+            self._fail(connection.endpoint.simulation, error)
+
+    def _without_culprits(self, asked: Asked, error: ModelError) -> dict[Connection, Sequence[Structure]]:
+        """Deal with a failed evaluation: close what asked for it, or its whole simulation; return who can still be served."""
+        culprits = [
+            c for c, structures in asked.items() if error.structure is None or error.structure in structures
+        ]
+        for connection in culprits:
+            if self._options.on_bad_forces == "reconnect" and connection.is_open:
+                log.error("%s", error)
+                self._lose(connection, str(error))
+            else:
+                self._fail(connection.endpoint.simulation, error)
+        return {
+            connection: structures for connection, structures in asked.items() if connection in self._asking
+        }
+
+    def _update_interest(self) -> None:
+        """Read where nothing is owed, write where something waits. Only connections that changed are looked at."""
+        for connection in self._stale_interest:
+            wanted = 0 if connection in self._asking else selectors.EVENT_READ
+            wanted |= selectors.EVENT_WRITE if connection.has_unsent else 0
+            registered = self._selector.get_map().get(connection.fileno())
+            if registered and registered.events == wanted:
+                continue
+            if registered:
+                self._selector.unregister(connection)
+            if wanted:
+                self._selector.register(connection, wanted, connection)
+        self._stale_interest.clear()
+
+    def _lose(self, connection: Connection, reason: str) -> None:
+        """A connection is gone without EXIT: i-PI may still listen, having dropped it, or be gone itself."""
+        log.warning("%s: %s", connection.endpoint, reason)
+        self._drop(connection)
+        connection.endpoint.redial(reason)
+
+    def _fail(self, simulation: ServedSimulation, error: ForceServerError) -> None:
+        """Close a simulation and go on with the others; `run` raises the error in the end."""
+        if simulation.failure is None:
+            simulation.failure = error
+            if len(self._simulations) > 1:
+                log.error("%s", error)
+        self._close(simulation)
+
+    def _close(self, simulation: ServedSimulation) -> None:
+        for endpoint in simulation.endpoints:
+            endpoint.give_up()
+            for connection in list(endpoint.connections):
+                self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        self._asking.pop(connection, None)
+        self._stale_interest.discard(connection)
+        if connection.is_open and connection.fileno() in self._selector.get_map():
+            self._selector.unregister(connection)
+        connection.close()
+
+    def _raise_first_failure(self) -> None:
+        for simulation in self._simulations:
+            failure = simulation.outcome()
+            if failure is not None:
+                raise failure
+
+
+def role_of(connection: Connection) -> ForceRole:
+    """What a connection that asks for forces wants: the protocol lets none ask that has not been introduced."""
+    assert connection.role is not None
+    return connection.role

@@ -1,0 +1,124 @@
+"""Which atoms i-PI is going to send: i-PI's positions travel without names, so a server must read them where i-PI does.
+
+Everything that can name atoms in an i-PI input is followed: `<initialize>` with files of every format that i-PI reads, labels
+written by hand, checkpoints, and `<beads>` written inline as in a RESTART.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forceserver.errors import UsageError
+from forceserver.exchange import Template
+from forceserver.structures import IntArray
+
+ISOTOPES = {"D": "H", "T": "H", "Z": "H"}  # i-PI's names; Z is its interpolated hydrogen
+
+
+def read_template(path: Path) -> Template:
+    """The template of `-t`: any structure file that ASE reads, or i-PI's own xyz.
+
+    Raises:
+        UsageError: it cannot be read, or is empty.
+    """
+    if path.suffix == ".xyz" and "CELL" in _second_line(path):
+        labels, has_cell = _read_file("xyz", path)
+        return Template(labels_to_numbers(labels, path), np.full(3, has_cell))
+    import ase.io
+
+    try:
+        atoms = ase.io.read(path)
+    except Exception as error:
+        raise UsageError(f"cannot read a template from {path}: {error}") from None
+    return Template(atoms.numbers.astype(np.int64), np.array(atoms.pbc, dtype=bool))
+
+
+def initialized_labels(system: Any, input_path: Path) -> tuple[list[str], bool]:
+    """The labels of all atoms of an i-PI `<system>`, and whether it has a cell.
+
+    Raises:
+        UsageError: a file is missing or unreadable, or nothing names the atoms.
+    """
+    labels = [str(name) for name in system.beads.names.fetch()]
+    has_cell = bool(labels) and bool(np.trace(system.cell.fetch().h) > 0.0)
+    for what, entry in system.initialize.extra if system.initialize._explicit else ():
+        mode = entry.mode.fetch()
+        if what == "labels" and mode == "manual":
+            labels = [str(label) for label in entry.getval()]
+        elif what in ("file", "labels") or (what == "positions" and mode != "manual" and not labels):
+            path = find_beside(str(entry.getval()), input_path)
+            names, file_has_cell = _read_file(mode, path)
+            labels = names if what != "positions" else labels
+            has_cell = has_cell or file_has_cell
+        elif what == "cell":
+            has_cell = True
+    if not labels:
+        raise UsageError(
+            f"{input_path} does not say which atoms it has: <initialize> needs a <file> or <labels>, or <beads> their names"
+        )
+    return labels, has_cell
+
+
+def find_beside(name: str, input_path: Path) -> Path:
+    """A file that an input names: i-PI looks in its own working directory, which is as a rule that of the input."""
+    for directory in (input_path.parent, Path()):
+        if (directory / name).exists():
+            return directory / name
+    raise UsageError(
+        f"{input_path} names the file '{name}', which is neither beside it nor in the current directory"
+    )
+
+
+def labels_to_numbers(labels: Sequence[str], path: Path) -> IntArray:
+    """Atomic numbers (n_atoms,) from i-PI's labels, isotopes included (`D`, `O18`, `Cl37`).
+
+    Raises:
+        UsageError: a label that is no element.
+    """
+    from ase.data import atomic_numbers
+
+    numbers = {}
+    for label in set(labels):
+        symbol = re.sub(r"[\d_].*$", "", label)
+        number = atomic_numbers.get(ISOTOPES.get(symbol, symbol), 0)
+        if number == 0:
+            raise UsageError(
+                f"{path}: the atom label '{label}' is no chemical element; a model needs to know which it is"
+            )
+        numbers[label] = number
+    return np.array([numbers[label] for label in labels], dtype=np.int64)
+
+
+def _read_file(mode: str, path: Path) -> tuple[list[str], bool]:
+    """Labels and presence of a cell, through i-PI's own readers."""
+    from ipi.engine.initializer import init_chk, init_file
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            if mode == "chk":
+                beads, cell, _ = init_chk(str(path))
+                return [str(name) for name in beads.names], bool(np.any(cell.h != 0.0))
+            atoms, cell = init_file(mode, str(path))
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {path}") from None
+    except Exception as error:
+        raise UsageError(
+            f"i-PI cannot read {path} as '{mode}': {str(error) or type(error).__name__}"
+        ) from None
+    return [str(name) for name in atoms[0].names], bool(np.trace(cell.h) > 0.0)
+
+
+def _second_line(path: Path) -> str:
+    try:
+        with path.open() as file:
+            next(file)
+            return next(file)
+    except (OSError, StopIteration, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,170 @@
+"""Sockets: from an address to connected, non-blocking byte streams, and away from them without leaving a mess.
+
+i-PI listens and we dial in, so nothing here ever opens a port. Connecting never blocks: i-PI shakes hands with one client at a
+time and waits for its answer, so a server that blocks in connect() while the queue is full stops i-PI and itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from dataclasses import dataclass
+
+from forceserver.errors import UsageError
+
+RECEIVE_BYTES = 1 << 20
+NOT_YET = {
+    errno.ENOENT,
+    errno.ECONNREFUSED,
+    errno.EAGAIN,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ECONNRESET,
+}
+
+
+@dataclass(frozen=True)
+class UnixAddress:
+    """A socket file: i-PI's `sockets_prefix` followed by the address."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class InetAddress:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+Address = UnixAddress | InetAddress
+
+
+def parse_address(text: str, sockets_prefix: str) -> Address:
+    """Read `-a`: `NAME` is a unix socket behind the prefix, `/a/path` one at that path, `HOST:PORT` a host.
+
+    Raises:
+        UsageError: a port that is no port.
+    """
+    if text.startswith("/"):
+        return UnixAddress(text)
+    host, separator, port = text.rpartition(":")
+    if not separator:
+        return UnixAddress(sockets_prefix + text)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"-a {text}: wanted HOST:PORT with a port between 1 and 65535, or the NAME of a unix socket"
+        )
+    return InetAddress(host or "localhost", int(port))
+
+
+class Stream:
+    """One connected socket that never blocks; what cannot be sent at once waits in a buffer."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        if connected.family != socket.AF_UNIX:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = connected
+        self._unsent = bytearray()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def receive(self) -> bytes | None:
+        """What has arrived; empty at the end of the stream; None where nothing has."""
+        try:
+            return self._socket.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:  # reset by a peer that died with data unread
+            return b""
+
+    def send(self, data: bytes) -> bool:
+        """Send what can be sent now, keep the rest. False when the peer is gone."""
+        self._unsent += data
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Drain, then close. Closing with unread data would send a reset, on which i-PI hangs for ever."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            while self._socket.recv(RECEIVE_BYTES):
+                pass
+        self._socket.close()
+
+
+class Dialer:
+    """An attempt to connect that is looked at again and again and never waits."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._socket: socket.socket | None = None
+        self.reason = (
+            "no answer"  # why the last attempt did not succeed, for the line that says what we wait for
+        )
+
+    def attempt(self) -> Stream | None:
+        """A connected stream, or None: not yet.
+
+        Raises:
+            UsageError: this address can never work (no such host, a path too long, no permission).
+        """
+        if self._socket is None:
+            self._socket = _new_socket(self.address)
+        try:
+            code = self._socket.connect_ex(_socket_name(self.address))
+        except socket.gaierror as error:
+            self.close()
+            raise UsageError(
+                f"host of {self.address} not found: {error.strerror}; check the name after -a or <address>"
+            ) from None
+        except OSError as error:
+            self.close()
+            raise UsageError(f"cannot use {self.address} as an address: {error}") from None
+        if code in (0, errno.EISCONN):
+            stream, self._socket = Stream(self._socket), None
+            return stream
+        if code in (errno.EINPROGRESS, errno.EALREADY):
+            return None
+        self.reason = os.strerror(code)
+        self.close()
+        if code not in NOT_YET:
+            raise UsageError(f"cannot connect to {self.address}: {self.reason}")
+        return None
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _new_socket(address: Address) -> socket.socket:
+    family = socket.AF_UNIX if isinstance(address, UnixAddress) else socket.AF_INET
+    fresh = socket.socket(family, socket.SOCK_STREAM)
+    fresh.setblocking(False)
+    return fresh
+
+
+def _socket_name(address: Address) -> str | tuple[str, int]:
+    return address.path if isinstance(address, UnixAddress) else (address.host, address.port)

@@ -1,0 +1,168 @@
+"""What a user types, mistypes and reads. Errors: one line, the right exit code, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from forceserver import cli
+from real_ipi import BIN, WATER64, Socket, Workplace, free_port, workplace
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workplace]:
+    with workplace() as place:
+        monkeypatch.chdir(place.path)
+        yield place
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """`forceserver ARGUMENTS` in this process: the exit code and what stands on stderr."""
+
+    def type_in(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["forceserver", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), capsys.readouterr().err
+
+    return type_in
+
+
+def test_help_needs_no_torch_and_lists_every_command() -> None:
+    code = (
+        "import sys; sys.argv = ['forceserver', '--help']\n"
+        "from forceserver.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ipi', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for command in cli.COMMANDS:
+        assert command in out
+    assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("package", ["forceserver", "ipi_inputs", "analysis"])
+def test_importing_a_package_loads_no_torch(package: str) -> None:
+    code = f"import sys, {package}; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_its_own_help(command: str) -> None:
+    done = subprocess.run(
+        [str(BIN / "forceserver"), command, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+NPT = {"mode": "npt", "dynamics": '<barostat mode="isotropic"><tau units="femtosecond">200</tau></barostat>'}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "changes", "words"),
+    [
+        ("nothing.pt", [], {}, "nothing.pt"),
+        ("README.pt", [], {}, "metatomic"),
+        ("qtip5p", [], {}, "did you mean 'qtip4pf'"),
+        ("harmonic:k=stiff", [], {}, "'k' must be a finite number"),
+        ("lj", [], {"parameters": "{forces: direct}"}, "wants direct forces"),
+        ("qtip4pf", ["--forces", "both"], {}, "unknown forces 'both'"),
+        ("noop", [], {"parameters": "{force: direct}"}, "did you mean 'forces'"),
+        ("noop", [], {"parameters": "{forces: blended}"}, "direct_fraction"),
+        ("noop", [], {"parameters": "{model: other}"}, "--also other=MODEL"),
+        ("noop", ["--also", "trap"], {}, "NAME=MODEL"),
+        ("noop", ["--also", "default=noop"], {}, "belongs to the first model"),
+        ("noop", ["--connections", "0"], {}, "auto or a number"),
+        ("noop", ["--device", "cuda:7"], {}, "CUDA devices"),
+        ("noop", ["--device", "gpu"], {}, "torch device"),
+        ("noop", ["--log-file", "nowhere/log"], {}, "cannot write the log file"),
+        ("noop", ["-a", "x"], {}, "give one or the other"),
+        ("noop", [], {"forcefields": "<fflj name='forces'/>"}, "has no <ffsocket>"),
+        ("ase:ase.calculators.emt:EMT", [], {"parameters": "{forces: direct}"}, "wants direct forces"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line_before_i_pi_is_dialled(
+    place: Workplace,
+    run: Callable[..., tuple[int, str]],
+    model: str,
+    options: list[str],
+    changes: dict[str, object],
+    words: str,
+) -> None:
+    (place.path / "README.pt").write_text("this is no model")
+    parameters = str(changes.pop("parameters", "{}")) if "parameters" in changes else "{}"
+    place.write_input(Socket(parameters=parameters), **changes)
+    code, said = run("run", model, "-i", "input.xml", *options)
+    assert code == 2
+    assert words in " ".join(said.split()).replace("│ ", "")
+    assert "Traceback" not in said
+
+
+def test_an_npt_input_is_refused_when_its_forces_have_no_virial(
+    place: Workplace, run: Callable[..., tuple[int, str]]
+) -> None:
+    place.write_input(Socket(parameters="{forces: direct}"), **NPT)
+    code, said = run("run", "qtip4pf:direct=0.02", "-i", "input.xml", "--virial", "none")
+    assert code == 2
+    assert "the npt ensemble reads it" in said
+    assert "--virial conservative" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-i", "missing.xml"], "cannot read the i-PI input missing.xml"),
+        ([], "which i-PI?"),
+        (["-a", "water"], "needs -t TEMPLATE"),
+        (["-a", "water", "-t", "missing.xyz"], "missing.xyz"),
+        (["-a", "host:port", "-t", str(WATER64)], "HOST:PORT"),
+        (["-a", "no-such-host.invalid:31415", "-t", str(WATER64)], "not found"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(
+    run: Callable[..., tuple[int, str]], arguments: list[str], words: str
+) -> None:
+    code, said = run("run", "noop", *arguments)
+    assert code == 2
+    assert words in said
+
+
+def test_nobody_listening_is_a_failure_after_the_time_to_wait(run: Callable[..., tuple[int, str]]) -> None:
+    code, said = run("run", "noop", "-a", f"localhost:{free_port()}", "-t", str(WATER64), "--wait", "0.2")
+    assert code == 1
+    assert "nobody listens at localhost:" in said
+    assert "Connection refused" in said
+
+
+def test_a_species_that_the_model_does_not_know_is_named(
+    place: Workplace, run: Callable[..., tuple[int, str]]
+) -> None:
+    other = place.path / "salt.xyz"
+    other.write_text(WATER64.read_text().replace("\n   O ", "\n  Na ", 1))
+    place.write_input(Socket(), structure=other)
+    code, said = run("run", "qtip4pf", "-i", "input.xml")
+    assert code == 2
+    assert "Na" in said
+    assert "it knows H, O" in said
+
+
+def test_a_log_file_keeps_every_message(place: Workplace) -> None:
+    place.write_input(Socket(), steps=1)
+    place.run("noop", "-i", "input.xml", "--log-file", "all.log")
+    log = Path(place.path / "all.log").read_text()
+    assert "INIT (no parameters; batch size 1)" in log
+    assert "POSDATA (1 x 192 atoms)" in log
+    assert "served 2 force requests" in log

@@ -1,0 +1,232 @@
+"""Every way in which an i-PI input can name its sockets and its atoms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forceserver.errors import UsageError
+from forceserver.inputfile import read_input
+from forceserver.species import read_template
+from forceserver.transport import InetAddress, UnixAddress
+
+XYZ = """3
+# CELL(abcABC): 10.0 10.0 10.0 90.0 90.0 90.0 positions{angstrom} cell{angstrom}
+O 0.0 0.0 0.0
+H 1.0 0.0 0.0
+H 0.0 1.0 0.0
+"""
+SOCKET = '<ffsocket name="ff" mode="unix"><address>here</address></ffsocket>'
+FILE = '<file mode="xyz"> water.xyz </file>'
+VELOCITIES = '<velocities mode="thermal" units="kelvin"> 300 </velocities>'
+
+
+def write(
+    folder: Path,
+    *,
+    forcefields: str = SOCKET,
+    system: str | None = None,
+    initialize: str = FILE,
+    forces: str = '<force forcefield="ff"/>',
+    n_beads: int = 1,
+    dynamics: str = '<dynamics mode="nve"/>',
+    properties: str = "step, conserved",
+    attributes: str = "",
+) -> Path:
+    (folder / "water.xyz").write_text(XYZ)
+    start = f'<initialize nbeads="{n_beads}">{initialize}{VELOCITIES}</initialize>'
+    whole = f'<system>{system or start}<forces>{forces}</forces><motion mode="dynamics">{dynamics}</motion></system>'
+    output = f'<output prefix="out"><properties filename="out"> [ {properties} ] </properties></output>'
+    path = folder / "input.xml"
+    path.write_text(f"<simulation {attributes}>{output}{forcefields}{whole}</simulation>")
+    return path
+
+
+def test_a_unix_socket_stands_behind_the_prefix_of_the_input_or_of_the_command_line(tmp_path: Path) -> None:
+    assert read_input(write(tmp_path)).sockets[0].address == UnixAddress("/tmp/ipi_here")
+    path = write(tmp_path, attributes='sockets_prefix="/scratch/me/"')
+    assert read_input(path).sockets[0].address == UnixAddress("/scratch/me/here")
+    assert read_input(path, sockets_prefix="/dev/shm/x_").sockets[0].address == UnixAddress("/dev/shm/x_here")
+
+
+def test_an_inet_socket_has_a_host_and_a_port(tmp_path: Path) -> None:
+    inet = '<ffsocket name="ff"><address>node7</address><port>31415</port></ffsocket>'
+    assert read_input(write(tmp_path, forcefields=inet)).sockets[0].address == InetAddress("node7", 31415)
+
+
+def test_parameters_batch_size_and_beads_are_read(tmp_path: Path) -> None:
+    sockets = (
+        '<ffsocket name="fast" mode="unix"><address>a</address><parameters>{forces: direct}</parameters></ffsocket>'
+        '<ffsocket name="slow" mode="unix"><address>b</address><batch_size>4</batch_size></ffsocket>'
+    )
+    forces = (
+        '<force forcefield="fast"><mts_weights>[-1, 1]</mts_weights></force>'
+        '<force forcefield="slow" nbeads="2"><mts_weights>[1, 0]</mts_weights></force>'
+    )
+    fast, slow = read_input(write(tmp_path, forcefields=sockets, forces=forces, n_beads=8)).sockets
+    assert (fast.name, dict(fast.parameters), fast.batch_size, fast.n_requests) == (
+        "fast",
+        {"forces": "direct"},
+        1,
+        8,
+    )
+    assert (slow.name, dict(slow.parameters), slow.batch_size, slow.n_requests) == ("slow", {}, 4, 2)
+    assert (fast.total_weight, slow.total_weight) == (0.0, 1.0)
+
+
+PDB = """CRYST1   10.000   10.000   10.000  90.00  90.00  90.00 P 1           1
+ATOM      1    O   1     1       0.000   0.000   0.000  0.00  0.00            0
+ATOM      2    H   1     1       1.000   0.000   0.000  0.00  0.00            0
+ATOM      3    H   1     1       0.000   1.000   0.000  0.00  0.00            0
+END
+"""
+EXTXYZ = """3
+Lattice="10 0 0 0 10 0 0 0 10" Properties=species:S:1:pos:R:3 pbc="T T T"
+O 0.0 0.0 0.0
+H 1.0 0.0 0.0
+H 0.0 1.0 0.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("initialize", "numbers"),
+    [
+        (FILE, [8, 1, 1]),
+        ('<file mode="pdb"> water.pdb </file>', [8, 1, 1]),
+        ('<file mode="ase"> water.extxyz </file>', [8, 1, 1]),
+        (FILE + '<labels mode="manual"> [ O18, D, T ] </labels>', [8, 1, 1]),
+        (FILE + '<cell units="angstrom" mode="abc"> [12, 12, 12] </cell>', [8, 1, 1]),
+        ('<positions mode="xyz"> water.xyz </positions><labels mode="xyz"> water.xyz </labels>', [8, 1, 1]),
+    ],
+)
+def test_atoms_are_told_from_everything_that_i_pi_reads(
+    tmp_path: Path, initialize: str, numbers: list[int]
+) -> None:
+    (tmp_path / "water.pdb").write_text(PDB)
+    (tmp_path / "water.extxyz").write_text(EXTXYZ)
+    (template,) = read_input(write(tmp_path, initialize=initialize)).sockets[0].templates
+    assert template.atomic_numbers.tolist() == numbers
+    assert template.pbc.all()
+
+
+def test_atoms_written_inline_as_in_a_restart_are_told(tmp_path: Path) -> None:
+    beads = (
+        '<beads natoms="2" nbeads="3"><q shape="(3, 6)">' + str([0.0] * 18) + "</q><m> [1.0, 2.0] </m>"
+        "<names shape='(2)'> [ C, Cl37 ] </names></beads><cell> [20, 0, 0, 0, 20, 0, 0, 0, 20] </cell>"
+    )
+    spec = read_input(write(tmp_path, system=beads)).sockets[0]
+    assert spec.templates[0].atomic_numbers.tolist() == [6, 17]
+    assert spec.templates[0].pbc.all()
+    assert spec.n_requests == 3
+
+
+def test_a_structure_without_a_cell_is_not_periodic(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "water.xyz").write_text(XYZ.replace("CELL(abcABC): 10.0 10.0 10.0 90.0 90.0 90.0 ", ""))
+    assert not read_input(path).sockets[0].templates[0].pbc.any()
+
+
+def test_the_files_of_an_input_are_found_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path)
+    monkeypatch.chdir("/")
+    assert read_input(path).sockets[0].templates[0].n_atoms == 3
+
+
+def test_json_says_the_same_as_xml(tmp_path: Path) -> None:
+    from ipi.utils.io.inputs.io_json import xmlnode_to_json
+    from ipi.utils.io.inputs.io_xml import xml_parse_string
+
+    path = write(tmp_path, n_beads=4)
+    as_json = tmp_path / "input.json"
+    as_json.write_text(json.dumps(xmlnode_to_json(xml_parse_string(path.read_text()))))
+    ours, theirs = read_input(path).sockets[0], read_input(as_json).sockets[0]
+    assert (
+        (ours.address, ours.n_requests)
+        == (theirs.address, theirs.n_requests)
+        == (UnixAddress("/tmp/ipi_here"), 4)
+    )
+    np.testing.assert_array_equal(ours.templates[0].atomic_numbers, theirs.templates[0].atomic_numbers)
+
+
+def test_a_socket_inside_a_committee_is_a_socket(tmp_path: Path) -> None:
+    committee = f'<ffcommittee name="all"><weights> [1] </weights>{SOCKET}</ffcommittee>'
+    path = write(tmp_path, forcefields=committee, forces='<force forcefield="all"/>')
+    (spec,) = read_input(path).sockets
+    assert (spec.name, spec.n_requests) == ("ff", 1)
+
+
+def test_an_activelist_leaves_only_its_atoms(tmp_path: Path) -> None:
+    some = (
+        '<ffsocket name="ff" mode="unix"><address>here</address><activelist> [0, 2] </activelist></ffsocket>'
+    )
+    (template,) = read_input(write(tmp_path, forcefields=some)).sockets[0].templates
+    assert template.atomic_numbers.tolist() == [8, 1]
+
+
+def test_replicas_from_a_system_template_add_up(tmp_path: Path) -> None:
+    (tmp_path / "water.xyz").write_text(XYZ)
+    template = f"""<system_template><labels> [ TEMP ] </labels><instance> [ 300 ] </instance><instance> [ 330 ] </instance>
+      <template><system><initialize nbeads="2">{FILE}<velocities mode="thermal" units="kelvin"> TEMP </velocities></initialize>
+      <forces><force forcefield="ff"/></forces><ensemble><temperature units="kelvin"> TEMP </temperature></ensemble>
+      <motion mode="dynamics"><dynamics mode="nve"/></motion></system></template></system_template>"""
+    path = tmp_path / "input.xml"
+    path.write_text(f"<simulation>{SOCKET}{template}</simulation>")
+    (spec,) = read_input(path).sockets
+    assert spec.n_requests == 4
+    assert len(spec.templates) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reader"),
+    [
+        ({"dynamics": '<dynamics mode="npt"><barostat mode="isotropic"/></dynamics>'}, "the npt ensemble"),
+        ({"properties": "step, pressure_cv{bar}"}, "the output 'pressure_cv{bar}'"),
+        ({"properties": "step, stress_md{bar}(xx)"}, "the output 'stress_md{bar}(xx)'"),
+    ],
+)
+def test_whoever_reads_the_virial_is_found(tmp_path: Path, changes: dict[str, str], reader: str) -> None:
+    assert reader in read_input(write(tmp_path, **changes)).sockets[0].virial_readers  # type: ignore[arg-type]
+
+
+def test_nobody_reads_the_virial_of_plain_dynamics(tmp_path: Path) -> None:
+    assert read_input(write(tmp_path)).sockets[0].virial_readers == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"forcefields": '<fflj name="ff"/>'}, "has no <ffsocket>"),
+        ({"forcefields": SOCKET.replace("unix", "shm")}, "mode='shm'"),
+        ({"forcefields": SOCKET.replace("address", "adress")}, "adress"),
+        ({"initialize": '<file mode="xyz"> nowhere.xyz </file>'}, "nowhere.xyz"),
+        (
+            {"initialize": FILE + '<labels mode="manual"> [ O, H, Xx ] </labels>'},
+            "'Xx' is no chemical element",
+        ),
+        ({"initialize": ""}, "does not say which atoms"),
+    ],
+)
+def test_an_input_that_cannot_be_served_says_why(tmp_path: Path, changes: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        read_input(write(tmp_path, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["", "not xml", "<simulation>", "<molecules/>"])
+def test_a_file_that_is_no_input_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "input.xml"
+    path.write_text(content)
+    with pytest.raises(UsageError):
+        read_input(path)
+
+
+def test_a_template_may_be_i_pi_s_xyz_or_anything_ase_reads(tmp_path: Path) -> None:
+    (tmp_path / "ipi.xyz").write_text(XYZ)
+    (tmp_path / "ase.xyz").write_text(EXTXYZ)
+    for name in ("ipi.xyz", "ase.xyz"):
+        template = read_template(tmp_path / name)
+        assert template.describe() == "O1 H2, periodic"
+    with pytest.raises(UsageError, match="cannot read a template"):
+        read_template(tmp_path / "none.xyz")
