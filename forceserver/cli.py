@@ -15,6 +15,7 @@ from forceserver import __version__
 # name: (where the command lives, the line that --help shows for it)
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("forceserver.commands.run:run", "Serve forces to i-PI until it says EXIT."),
+    "inputs": ("ipi_inputs.cli:inputs", "The library of i-PI inputs: list, show, write, lint."),
 }
 
 
