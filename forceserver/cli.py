@@ -16,6 +16,10 @@ from forceserver import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("forceserver.commands.run:run", "Serve forces to i-PI until it says EXIT."),
     "inputs": ("ipi_inputs.cli:inputs", "The library of i-PI inputs: list, show, write, lint."),
+    "analyze": (
+        "analysis.cli:analyze",
+        "From i-PI's outputs to a report card: drift, equipartition, thermostat artifacts.",
+    ),
 }
 
 

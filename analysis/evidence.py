@@ -1,0 +1,159 @@
+"""What is known about a run when a cause is sought: facts of its input and numbers that were measured.
+
+Units: fs for steps and periods, eV/A for forces, meV/ps/atom for powers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.errors import AnalysisError
+from analysis.inputfile import RunFacts
+from analysis.run import Run
+from analysis.statistics import Estimate
+from analysis.units import boltzmann
+
+HYDROGEN_MASSES = (0.9, 3.5)  # amu, anything that vibrates like hydrogen or its isotopes
+STRETCH_INVERSECM = 3700.0  # the fastest vibration with hydrogen of 1 amu
+HEAVY_INVERSECM = 2000.0  # without hydrogen: C-O, C-N, N-N
+LIGHT_CM_PER_FS = 2.99792458e-5
+PLANCK_CM_K = 0.695034800  # k_B/(h c), 1/(cm K)
+NET_FORCE_TOLERANCE = 1e-4  # eV/A per atom; six digits of each force round to less
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the causes in `rules` look at."""
+
+    acts_directly: bool  # direct or blended forces move the atoms, uncorrected
+    corrects_directly: bool  # direct forces inside, corrected by multiple time stepping
+    inner_steps: int
+    inner_step_fs: float
+    outer_step_fs: float
+    half_period_fs: float  # of the fastest vibration that the species suggest
+    thermostat: str
+    has_thermostat: bool
+    has_global_thermostat: bool
+    tau_fs: float
+    target_K: float
+    n_beads: int
+    n_seams: int
+    fixcom: bool
+    float32_fft: bool
+    energy_resolution_eV: float  # 0: none seen
+    net_force_per_atom: float  # eV/A; 0 where forces were not written
+    drift: Estimate | None = None
+    injected: Estimate | None = None
+    mismatch_from_modes: Estimate | None = None
+
+    @property
+    def near_resonance(self) -> bool:
+        return self.inner_steps > 1 and self.outer_step_fs > 0.95 * self.half_period_fs
+
+    @property
+    def has_net_force(self) -> bool:
+        return self.fixcom and self.net_force_per_atom > NET_FORCE_TOLERANCE
+
+    @property
+    def expected_heating_K(self) -> float:  # noqa: N802 (units keep their case)
+        """T_kin - T = P tau/(3 N k_B) under Langevin friction."""
+        if self.drift is None:
+            return math.nan
+        return self.drift.value * 1e-3 * self.tau_fs * 1e-3 / (3.0 * boltzmann())
+
+    @property
+    def tau_for_one_percent_fs(self) -> float:
+        heating = self.expected_heating_K
+        return self.tau_fs * 0.01 * self.target_K / heating if heating > 0 else math.inf
+
+
+def gather(
+    run: Run, drift: Estimate | None, injected: Estimate | None, mismatch: Estimate | None
+) -> Evidence:
+    """Evidence of a run from its input and its outputs; without an input, what the outputs alone tell."""
+    facts = run.facts
+    direct = _direct(facts)
+    corrected = direct and facts is not None and any(0.0 in own.mts_weights for own in facts.components)
+    thermostat = facts.thermostat if facts is not None else None
+    outer = facts.timestep_fs if facts is not None else 0.0
+    inner_steps = facts.inner_steps if facts is not None else 1
+    return Evidence(
+        acts_directly=direct and not corrected,
+        corrects_directly=corrected,
+        inner_steps=inner_steps,
+        inner_step_fs=outer / inner_steps,
+        outer_step_fs=outer,
+        half_period_fs=half_period_fs(run),
+        thermostat=str(thermostat) if thermostat is not None else "none",
+        has_thermostat=thermostat is not None,
+        has_global_thermostat=thermostat is not None and thermostat.is_global,
+        tau_fs=thermostat.tau_fs if thermostat is not None else 0.0,
+        target_K=run.target_K or 0.0,
+        n_beads=facts.n_beads if facts is not None else 1,
+        n_seams=max((len(table.rewinds) for table in run.tables), default=0),
+        fixcom=facts is not None and facts.fixcom,
+        float32_fft=facts is not None and facts.float32_fft and facts.n_beads > 1,
+        energy_resolution_eV=energy_resolution(run),
+        net_force_per_atom=net_force(run),
+        drift=drift,
+        injected=injected,
+        mismatch_from_modes=mismatch,
+    )
+
+
+def _direct(facts: RunFacts | None) -> bool:
+    components: Sequence[object] = () if facts is None else facts.components
+    return any(
+        own.role.startswith(("direct", "blended")) and own.weight != 0.0 and any(own.mts_weights)
+        for own in (facts.components if facts is not None and components else ())
+    )
+
+
+def half_period_fs(run: Run) -> float:
+    """Half a period of the fastest vibration to expect from the species, springs of the ring polymer included.
+
+    3700 1/cm for hydrogen of 1 amu, scaled by the root of the mass for heavier; 2000 1/cm without hydrogen. In a ring
+    polymer of P beads the springs add omega_max = 2 P k_B T/hbar in quadrature.
+    """
+    try:
+        lightest = float(run.atoms.masses.min())
+    except AnalysisError:
+        return math.inf
+    hydrogen = HYDROGEN_MASSES[0] < lightest < HYDROGEN_MASSES[1]
+    wavenumber = STRETCH_INVERSECM / math.sqrt(lightest) if hydrogen else HEAVY_INVERSECM
+    facts = run.facts
+    if facts is not None and facts.n_beads > 1 and facts.temperature_K:
+        wavenumber = math.hypot(wavenumber, 2.0 * facts.n_beads * facts.temperature_K * PLANCK_CM_K)
+    return 0.5 / (wavenumber * LIGHT_CM_PER_FS)
+
+
+def energy_resolution(run: Run) -> float:
+    """Step between neighbouring energies, in eV, if they stand on the grid of single precision; else 0.
+
+    float32 numbers between 2^k and 2^(k+1) are multiples of 2^(k-23). Energies on such a grid all have the same phase
+    modulo the step, off it any phase: their mean resultant length tells, 1 against about 1/sqrt(n).
+    """
+    if not run.has("potential"):
+        return 0.0
+    energies = run.series("potential").values
+    largest = float(np.abs(energies).max())
+    if largest == 0.0 or len(energies) < 32 or np.ptp(energies) == 0.0:
+        return 0.0
+    step = 2.0 ** (math.floor(math.log2(largest)) - 23)
+    if not float(np.ptp(energies)) > 100.0 * step:
+        return 0.0
+    phases = np.exp(2j * np.pi * (energies - energies[0]) / step)
+    return step if abs(phases.mean()) > 0.5 else 0.0
+
+
+def net_force(run: Run) -> float:
+    """Root mean square of a component of the net force per atom, in eV/A, from the forces that were written; else 0."""
+    for (held, _), trajectory in run.trajectories.items():
+        if held.name in ("forces", "forces_component_raw") and trajectory.n_frames:
+            block = trajectory.frames(0, None, max(1, trajectory.n_frames // 20))
+            return float(np.sqrt(np.mean((block.values.sum(axis=1) / trajectory.n_atoms) ** 2)))
+    return 0.0

@@ -1,0 +1,134 @@
+"""Kinetic temperatures: of everything, of each species, of ring-polymer normal modes; and the width of the distribution.
+
+Units: K. A temperature is <sum p^2/m> / (k_B g) with g the degrees of freedom that the selection really has: with the
+centre of mass fixed, g = 3 N_s - 3 M_s/M_tot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.errors import AnalysisError, MissingOutput
+from analysis.run import Run
+from analysis.series import Series
+from analysis.statistics import Estimate, mean, settled, standard_deviation
+from analysis.units import boltzmann
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """Degrees of freedom of a selection, in the extended (ring-polymer) system."""
+
+    total: float  # 3 N_s per bead, times the beads that are looked at
+    removed: float  # by fixing the centre of mass, or atoms
+
+    @property
+    def remaining(self) -> float:
+        return self.total - self.removed
+
+
+def degrees_of_freedom(run: Run, atom: str = "", mode: int | None = None) -> Freedom:
+    """Degrees of freedom behind `temperature(atom=...;nm=...)`.
+
+    The centroid (mode 0) carries all that `fixcom` removes. Fixed atoms are counted for the whole system only.
+    """
+    facts, atoms = run.facts, run.atoms
+    chosen = atoms.where(atom)
+    n_beads = facts.n_beads if facts is not None else 1
+    total = 3.0 * np.count_nonzero(chosen) * (n_beads if mode is None else 1)
+    if facts is None or (mode is not None and mode > 0):
+        return Freedom(total, 0.0)
+    if facts.n_fixed_atoms:
+        if atom:
+            raise MissingOutput("temperatures by species are not defined here while atoms are held fixed")
+        return Freedom(total, 3.0 * facts.n_fixed_atoms * (n_beads if mode is None else 1))
+    share = float(atoms.masses[chosen].sum() / atoms.masses.sum())
+    return Freedom(total, 3.0 * share if facts.fixcom else 0.0)
+
+
+def temperature_series(run: Run, atom: str = "", mode: int | None = None) -> Series:
+    """Kinetic temperature along the run, for the degrees of freedom that are really there.
+
+    From `kinetic_md`, or from i-PI's `temperature`. The latter pads the fixed degrees of freedom with the *target*
+    temperature where the ensemble has one, and with zero where it has none: the padding is taken off here, else a hot
+    species looks cooler by M_s/(N_s M_tot) and, at constant energy, everything looks too cold.
+
+    Raises:
+        MissingOutput: neither column is there; the message says which to add.
+    """
+    arguments: dict[str, object] = {} if not atom else {"atom": atom}
+    if mode is not None:
+        arguments["nm"] = mode
+    freedom = degrees_of_freedom(run, atom, mode)
+    n_beads = run.facts.n_beads if run.facts is not None else 1
+    name = f"T({atom or 'all'}{'' if mode is None else f', mode {mode}'})"
+    if run.has("kinetic_md", **arguments):
+        energy = run.series("kinetic_md", **arguments)  # per bead; of one mode alone
+        factor = 2.0 / (boltzmann() * freedom.remaining) / (n_beads if mode is not None else 1)
+        return energy.with_values(energy.values * factor, unit="K", name=name)
+    column = run.series("temperature", **arguments)
+    padding = 0.0
+    if run.facts is not None and run.facts.temperature_K is not None:
+        padding = freedom.removed * run.facts.temperature_K
+    return column.with_values(
+        (column.values * freedom.total - padding) / freedom.remaining, unit="K", name=name
+    )
+
+
+def temperature(run: Run, atom: str = "", mode: int | None = None) -> Estimate:
+    """Mean kinetic temperature of a selection after equilibration."""
+    return mean(settled(temperature_series(run, atom, mode)))
+
+
+def species_temperatures(run: Run) -> dict[str, Estimate]:
+    """Mean kinetic temperature of each species for which the run wrote `temperature(X)` or `kinetic_md(X)`.
+
+    Raises:
+        MissingOutput: it wrote none; the message names the columns to add.
+    """
+    found = {
+        label: temperature(run, label)
+        for label in run.atoms.species
+        if run.has("temperature", atom=label) or run.has("kinetic_md", atom=label)
+    }
+    if not found:
+        wanted = ", ".join(f"temperature({label}){{kelvin}}" for label in run.atoms.species)
+        raise MissingOutput(f"{run.name}: no temperature by species; add {wanted} to <properties>")
+    return found
+
+
+def mode_temperatures(run: Run) -> dict[int, Estimate]:
+    """Mean kinetic temperature of each ring-polymer normal mode that was written; 0 is the centroid."""
+    n_beads = run.require_facts("temperatures of normal modes").n_beads
+    return {
+        mode: temperature(run, mode=mode)
+        for mode in range(n_beads)
+        if run.has("temperature", nm=mode) or run.has("kinetic_md", nm=mode)
+    }
+
+
+def width_temperature(run: Run) -> Estimate:
+    """Temperature that the width of the kinetic-energy distribution tells, in K.
+
+    2 K/(k_B T) follows a chi-squared law of g degrees of freedom, so that sd(K) = k_B T sqrt(g/2) and
+    T = sd(K)/(k_B sqrt(g/2)) = sd(T_kin) sqrt(g/2). A rescaling thermostat that forgets its noise, or one that acts on
+    the centroid only, has the right mean and the wrong width (Merz and Shirts, PLoS ONE 13, e0202764 (2018)).
+    Assumes the canonical ensemble: at constant energy the width means something else.
+    """
+    series = settled(temperature_series(run))
+    remaining = degrees_of_freedom(run).remaining
+    return standard_deviation(series).scaled(float(np.sqrt(remaining / 2.0)), unit="K")
+
+
+def require_target(run: Run) -> float:
+    """Temperature of the ensemble.
+
+    Raises:
+        AnalysisError: the run has none, as at constant energy.
+    """
+    target = run.target_K
+    if target is None:
+        raise AnalysisError(f"{run.name}: no target temperature (constant energy, or no input)")
+    return target

@@ -1,0 +1,277 @@
+"""Everything that can be measured of a run, with what could not be and why.
+
+Units are those of the estimators. Keys of estimates are stable: they are the keys of report.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis import (
+    drift,
+    dynamics,
+    efficiency,
+    kinetics,
+    molecules,
+    nonconservative,
+    path_integrals,
+    structure,
+)
+from analysis.errors import AnalysisError
+from analysis.outputs import key
+from analysis.run import Run
+from analysis.series import Series
+from analysis.statistics import Estimate, autocorrelation_time, mean, settled, slope
+from analysis.verdicts import Deviation
+
+
+@dataclass
+class Measurements:
+    """What was measured; filled once by `measure`, then only read."""
+
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    deviations: list[Deviation] = field(default_factory=list)
+    series: dict[str, Series] = field(default_factory=dict)  # for the figures
+    spectra: dict[str, dynamics.Spectrum] = field(default_factory=dict)  # by species; "" is all
+    distributions: dict[tuple[str, str], structure.RadialDistribution] = field(default_factory=dict)
+    displacement: dynamics.Displacement | None = None
+    gaps: list[str] = field(default_factory=list)  # what is missing, why, and the remedy
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Whatever lacks its outputs becomes a gap; the rest goes on."""
+        try:
+            yield
+        except AnalysisError as error:
+            if str(error) not in self.gaps:
+                self.gaps.append(str(error))
+
+    def deviate(
+        self, rule: str, subject: str, estimate: Estimate, expected: float = 0.0, **known: Any
+    ) -> None:
+        self.deviations.append(Deviation(rule, subject, estimate, expected, **known))
+
+
+Progress = Callable[[str], None]
+
+
+def measure(
+    run: Run, *, viscosity_mPa_s: float | None = None, progress: Progress = lambda stage: None
+) -> Measurements:
+    """Measure all that the outputs of a run allow.
+
+    Args:
+        run: the run.
+        viscosity_mPa_s: shear viscosity for the finite-size correction of diffusion; None: no correction.
+        progress: told the name of each stage before it starts.
+    """
+    found = Measurements()
+    stages: tuple[tuple[str, Callable[[Run, Measurements], None]], ...] = (
+        ("energy", _energy),
+        ("temperatures", _temperatures),
+        ("molecules", _molecules),
+        ("path integrals", _path_integrals),
+        ("volume", _volume),
+        ("non-conservative forces", _nonconservative),
+        ("spectra", _spectra),
+        ("diffusion", _diffusion),
+        ("structure", _structure),
+    )
+    for name, stage in stages:
+        progress(name)
+        with found.attempt():
+            stage(run, found)
+    if viscosity_mPa_s is not None:
+        with found.attempt():
+            _correct_diffusion(run, found, viscosity_mPa_s)
+    return found
+
+
+def _correct_diffusion(run: Run, found: Measurements, viscosity_mPa_s: float) -> None:
+    if "diffusion" not in found.estimates:
+        return
+    cell = run.trajectory(molecules.centre_quantities(run)[0]).cell(0)
+    if not np.allclose(cell, np.eye(3) * cell[0, 0], rtol=1e-3):
+        raise AnalysisError("the finite-size correction of diffusion wants a cubic box; this one is not")
+    shift = dynamics.finite_size_correction(
+        found.estimates["temperature"].value, viscosity_mPa_s, float(cell[0, 0])
+    )
+    found.estimates["diffusion_corrected"] = found.estimates["diffusion"].shifted(shift)
+
+
+def _energy(run: Run, found: Measurements) -> None:
+    lost = sum(table.n_not_finite for table in run.tables)
+    found.deviate("finite", "", Estimate(float(lost), 0.0, "rows", 1.0), exact=True)
+    conserved = run.series("conserved")
+    n_atoms, rate = run.atoms.n_atoms, drift.energy_drift(run)
+    found.series["conserved"] = conserved.with_values(
+        (conserved.values - conserved.values[0]) * 1e3 / n_atoms, unit="meV/atom"
+    )
+    found.estimates["drift"] = rate
+    found.estimates["fluctuation"] = drift.energy_fluctuation(conserved, n_atoms)
+    bathed = run.facts is not None and run.facts.thermostat is not None
+    found.deviate("throughput" if bathed else "drift", "", rate)
+    _seams(run, found, conserved)
+    if bathed:
+        with found.attempt():
+            found.series["bath_heat"] = drift.bath_heat(run)
+            heat = slope(found.series["bath_heat"]).scaled(1e3 / n_atoms, unit=drift.POWER_UNIT)
+            found.estimates["bath_power"] = heat
+    with found.attempt():
+        potential = run.series("potential")
+        memory = autocorrelation_time(settled(potential))
+        found.estimates["autocorrelation_time.potential"] = memory
+        if run.facts is not None and run.facts.timestep_fs > 0:
+            found.estimates["evaluations_per_sample"] = efficiency.evaluations_per_sample(run.facts, memory)
+
+
+def _seams(run: Run, found: Measurements, conserved: Series) -> None:
+    """Jumps of `conserved` where restarts took over, against its usual steps."""
+    table = next(table for table in run.tables if key("conserved") in table.columns)
+    steps = np.diff(conserved.values) * 1e3 / run.atoms.n_atoms
+    usual = 1.4826 * float(np.median(np.abs(steps - np.median(steps)))) if len(steps) else 0.0
+    for row in table.rewinds:
+        if 0 < row <= len(steps):
+            jump = Estimate(float(steps[row - 1]), usual, "meV/atom", float(len(steps)))
+            found.deviate("seam", f"at {conserved.time_ps[row]:.4g} ps", jump)
+
+
+def _temperatures(run: Run, found: Measurements) -> None:
+    whole = kinetics.temperature_series(run)
+    found.series["temperature"] = whole
+    found.estimates["temperature"] = mean(settled(whole))
+    target = run.target_K
+    if target is None:
+        found.estimates["heating_rate"] = drift.heating_rate(whole)
+    else:
+        spread = target * np.sqrt(2.0 / kinetics.degrees_of_freedom(run).remaining)
+        found.deviate(
+            "temperature", "", found.estimates["temperature"].shifted(-target), target, sample_spread=spread
+        )
+        kept = settled(whole)
+        found.deviate("stationary", "", slope(kept).scaled(kept.duration_ps, unit="K"), target)
+        with found.attempt():
+            width = kinetics.width_temperature(run)
+            found.estimates["width_temperature"] = width
+            if run.facts is not None and run.facts.thermostat is not None:
+                found.deviate("width", "", width.shifted(-target), target)
+    found.gaps += [
+        f"no temperature({label}){{kelvin}} in <properties>: add it, a mean temperature hides what species do"
+        for label in run.atoms.species
+        if not (run.has("temperature", atom=label) or run.has("kinetic_md", atom=label))
+    ]
+    _species(run, found, target)
+
+
+def _species(run: Run, found: Measurements, target: float | None) -> None:
+    if len(run.atoms.species) < 2:
+        return
+    for label in run.atoms.species:
+        with found.attempt():
+            own = kinetics.temperature_series(run, label)
+            found.series[f"temperature.{label}"] = own
+            found.estimates[f"temperature.{label}"] = mean(settled(own))
+            _share(
+                found, "equipartition", label, own, kinetics.degrees_of_freedom(run, label).remaining, target
+            )
+
+
+def _share(
+    found: Measurements, rule: str, subject: str, own: Series, n_freedom: float, target: float | None
+) -> None:
+    """Whether some degrees of freedom have the temperature of the bath or, at constant energy, that of all others."""
+    if target is not None:
+        excess = mean(settled(own)).shifted(-target)
+    else:
+        whole = found.series["temperature"]
+        everyone = np.interp(own.time_ps, whole.time_ps, whole.values)
+        excess = mean(settled(own.with_values(own.values - everyone, unit="K")))
+        target = float(np.mean(whole.values))
+    found.deviate(rule, subject, excess, target, sample_spread=target * float(np.sqrt(2.0 / n_freedom)))
+
+
+def _molecules(run: Run, found: Measurements) -> None:
+    for part, (own, n_freedom) in molecules.part_temperature_series(run).items():
+        found.estimates[f"temperature.{part}"] = mean(settled(own))
+        _share(found, "molecules", part, own, n_freedom, run.target_K)
+
+
+def _path_integrals(run: Run, found: Measurements) -> None:
+    if run.facts is None or run.facts.n_beads < 2:
+        return
+    target = run.facts.temperature_K
+    modes = kinetics.mode_temperatures(run)
+    if 0 not in modes:
+        found.gaps.append(
+            "no temperature(nm=0){kelvin}: add it, no other estimator sees the heat of the centroid"
+        )
+    for mode, own in modes.items():
+        found.estimates[f"temperature.mode.{mode}"] = own
+        if target is not None and run.target_K is not None:
+            spread = target * float(np.sqrt(2.0 / kinetics.degrees_of_freedom(run, mode=mode).remaining))
+            subject = "centroid" if mode == 0 else f"mode {mode}"
+            found.deviate("modes", subject, own.shifted(-target), target, sample_spread=spread)
+    for label, radius in path_integrals.gyration_radii(run).items():
+        found.estimates[f"gyration.{label}"] = radius
+    with found.attempt():
+        found.estimates |= path_integrals.quantum_kinetic_energies(run)
+        per_atom = 1e3 / run.atoms.n_atoms
+        mismatch = path_integrals.estimator_mismatch(run).scaled(per_atom, unit="meV/atom")
+        found.estimates["estimator_mismatch"] = mismatch
+        if run.target_K is not None:
+            found.deviate("estimators", "", mismatch)
+    if target is not None:
+        with found.attempt():
+            accounted = path_integrals.mismatch_from_temperatures(run, target)
+            found.estimates["mismatch_from_modes"] = accounted.scaled(
+                1e3 / run.atoms.n_atoms, unit="meV/atom"
+            )
+
+
+def _volume(run: Run, found: Measurements) -> None:
+    if run.facts is None or run.facts.pressure_GPa is None:
+        return
+    volume = run.series("volume")
+    found.series["volume"] = volume
+    relative = 100.0 / float(np.mean(volume.values))
+    found.estimates["volume"] = mean(settled(volume))
+    found.estimates["volume_drift"] = slope(settled(volume)).scaled(relative, unit="%/ps")
+    found.deviate("volume", "", found.estimates["volume_drift"])
+
+
+def _nonconservative(run: Run, found: Measurements) -> None:
+    if run.facts is None or not any(
+        own.role.startswith(("direct", "blended")) for own in run.facts.components
+    ):
+        return
+    with found.attempt():
+        apart = nonconservative.force_difference(run)
+        found.estimates["force_difference.rms"] = apart.rms
+        found.estimates["force_difference.net"] = apart.net
+        found.estimates["force_difference.correlation_time"] = apart.correlation_ps
+        for label, own in apart.rms_by_species.items():
+            found.estimates[f"force_difference.rms.{label}"] = own
+    if run.facts.inner_steps == 1 and run.facts.n_beads == 1:
+        found.series["nonconservative_power"] = nonconservative.power_series(run)
+        found.estimates["nonconservative_power"] = mean(found.series["nonconservative_power"])
+
+
+def _spectra(run: Run, found: Measurements) -> None:
+    found.spectra[""] = dynamics.velocity_spectrum(run)
+    if len(run.atoms.species) > 1:
+        for label in run.atoms.species:
+            found.spectra[label] = dynamics.velocity_spectrum(run, label)
+
+
+def _diffusion(run: Run, found: Measurements) -> None:
+    found.displacement = dynamics.displacement(run)
+    found.estimates["diffusion"] = dynamics.diffusion(found.displacement)
+
+
+def _structure(run: Run, found: Measurements) -> None:
+    found.distributions = structure.radial_distributions(run)

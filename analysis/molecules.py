@@ -1,0 +1,179 @@
+"""Molecules of a run, and the kinetic temperatures of their translation, rotation and vibration.
+
+Units: A, A/ps, amu, K. Molecules are the connected parts of the bond graph of the first frame, with ASE's covalent
+radii; they are taken to stay what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.errors import AnalysisError, MissingOutput
+from analysis.inputfile import Atoms
+from analysis.run import Run
+from analysis.series import FloatArray, IntArray, Series
+from analysis.statistics import Estimate, mean, settled
+from analysis.trajectories import Trajectory
+from analysis.units import boltzmann, kinetic_unit
+
+BOND_TOLERANCE = 1.25  # times the sum of the covalent radii
+MAX_FRAMES = 4000  # enough for 0.1 K; spread evenly over the run
+PARTS = ("translation", "rotation", "vibration")
+
+
+@dataclass(frozen=True, eq=False)
+class Molecules:
+    """Which atom belongs to which molecule."""
+
+    atom_to_molecule: IntArray  # (n_atoms,)
+
+    @property
+    def n_molecules(self) -> int:
+        return int(self.atom_to_molecule.max()) + 1
+
+    def by_size(self) -> dict[int, IntArray]:
+        """Members of the molecules of each size: {size: (n_molecules_of_that_size, size)}."""
+        members: dict[int, list[IntArray]] = {}
+        for molecule in range(self.n_molecules):
+            own = np.flatnonzero(self.atom_to_molecule == molecule)
+            members.setdefault(len(own), []).append(own)
+        return {size: np.array(groups) for size, groups in sorted(members.items())}
+
+
+def find_molecules(atoms: Atoms, positions: FloatArray, cell: FloatArray) -> Molecules:
+    """Connected parts of the bond graph of one frame.
+
+    Args:
+        positions: (n_atoms, 3) A.
+        cell: (3, 3) A, lattice vectors as rows; zeros without periodicity.
+    """
+    from ase.data import atomic_numbers, covalent_radii
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from vesin import NeighborList
+
+    symbols = ["".join(filter(str.isalpha, label)) for label in atoms.labels]
+    symbols = ["H" if symbol in ("D", "T") else symbol for symbol in symbols]
+    radii = np.array([covalent_radii[atomic_numbers.get(symbol, 0)] for symbol in symbols])
+    periodic = bool(np.abs(np.linalg.det(cell)) > 0)
+    neighbors = NeighborList(cutoff=2.0 * BOND_TOLERANCE * float(radii.max()), full_list=False)
+    first, second, distance = neighbors.compute(positions, cell, periodic, "ijd")
+    first, second = first.astype(np.int64), second.astype(np.int64)
+    bonded = distance < BOND_TOLERANCE * (radii[first] + radii[second])
+    edges = (np.ones(int(bonded.sum())), (first[bonded], second[bonded]))
+    n_atoms = len(radii)
+    _, labels = connected_components(coo_matrix(edges, shape=(n_atoms, n_atoms)), directed=False)
+    return Molecules(np.asarray(labels, dtype=np.int64))
+
+
+def centre_quantities(run: Run) -> tuple[str, str]:
+    """Positions and velocities that describe atoms: of the centroids where there is more than one bead."""
+    n_beads = run.facts.n_beads if run.facts is not None else 1
+    return ("positions", "velocities") if n_beads == 1 else ("x_centroid", "v_centroid")
+
+
+def part_temperatures(run: Run) -> dict[str, Estimate]:
+    """Temperatures of molecular translation, rotation and vibration.
+
+    Per molecule, K_trans = M V^2/2, K_rot = L I^-1 L/2 at the instantaneous geometry, and the rest is vibration; the
+    degrees of freedom are 3, 3 (2 for linear molecules) and 3n - 6 (or 5), less the 3 of a fixed centre of mass in the
+    translation. With several beads these are the parts of the centroids.
+
+    Raises:
+        MissingOutput: positions and velocities were not written at common steps.
+        AnalysisError: the system consists of atoms, not molecules.
+    """
+    return {part: mean(settled(own)) for part, (own, _) in part_temperature_series(run).items()}
+
+
+def part_temperature_series(run: Run) -> dict[str, tuple[Series, float]]:
+    """The temperatures of `part_temperatures` along the run, with the degrees of freedom behind each."""
+    position_name, velocity_name = centre_quantities(run)
+    positions, velocities = run.trajectory(position_name), run.trajectory(velocity_name)
+    pairs = common_frames(positions, velocities, MAX_FRAMES)
+    first = positions.frames(0, 1)
+    molecules = find_molecules(run.atoms, first.values[0], first.cells[0])
+    groups = {size: members for size, members in molecules.by_size().items() if size > 1}
+    if not groups:
+        raise AnalysisError(f"{run.name}: no molecules in the first frame, only atoms")
+    kinetic, steps = [], []
+    for position_frame, velocity_frame in pairs:
+        where = positions.frames(position_frame, position_frame + 1)
+        moving = velocities.frames(velocity_frame, velocity_frame + 1)
+        kinetic.append(_parts(groups, run.atoms.masses, where.values[0], moving.values[0], where.cells[0]))
+        steps.append(where.steps[0])
+    fixed = 3.0 if run.facts is None or run.facts.fixcom else 0.0
+    freedom = _part_freedom(
+        groups, fixed if sum(len(g) * s for s, g in groups.items()) == run.atoms.n_atoms else 0.0
+    )
+    times = run.frame_times_ps(np.array(steps))
+    energies = np.array(kinetic)  # (n_frames, 3) eV
+    return {
+        part: (
+            Series(times, 2.0 * energies[:, column] / (boltzmann() * freedom[column]), "K", f"T({part})"),
+            freedom[column],
+        )
+        for column, part in enumerate(PARTS)
+        if freedom[column] > 0
+    }
+
+
+def common_frames(first: Trajectory, second: Trajectory, max_frames: int) -> list[tuple[int, int]]:
+    """Pairs of frames at the same step, at most `max_frames`, spread evenly.
+
+    Raises:
+        MissingOutput: fewer than 8 steps in common.
+    """
+    steps = [np.array([t.step(frame) for frame in range(t.n_frames)]) for t in (first, second)]
+    shared, own, other = np.intersect1d(steps[0], steps[1], return_indices=True)
+    if len(shared) < 8:
+        raise MissingOutput(
+            f"{first.quantity} and {second.quantity} share {len(shared)} steps; write both with the same stride"
+        )
+    chosen = np.unique(np.linspace(0, len(shared) - 1, min(len(shared), max_frames)).astype(int))
+    return [(int(own[index]), int(other[index])) for index in chosen]
+
+
+def _part_freedom(groups: dict[int, IntArray], fixed: float) -> tuple[float, float, float]:
+    translation = 3.0 * sum(len(members) for members in groups.values()) - fixed
+    rotation = float(sum(len(members) * (2 if size == 2 else 3) for size, members in groups.items()))
+    total = 3.0 * sum(len(members) * size for size, members in groups.items()) - fixed
+    return translation, rotation, total - translation - rotation
+
+
+def _parts(
+    groups: dict[int, IntArray],
+    masses: FloatArray,
+    positions: FloatArray,
+    velocities: FloatArray,
+    cell: FloatArray,
+) -> FloatArray:
+    """Kinetic energies of translation, rotation and vibration of one frame, (3,) eV."""
+    parts = np.zeros(3)
+    for members in groups.values():
+        mass = masses[members][..., None]  # (n_molecules, size, 1)
+        where = _whole(positions[members], cell)
+        moving = velocities[members]
+        total = mass.sum(axis=1, keepdims=True)
+        where = where - (mass * where).sum(axis=1, keepdims=True) / total
+        drift = (mass * moving).sum(axis=1, keepdims=True) / total
+        moving = moving - drift
+        angular = np.sum(mass * np.cross(where, moving), axis=1)  # (n_molecules, 3)
+        square = np.sum(mass[..., 0] * np.sum(where**2, axis=-1), axis=1)
+        inertia = square[:, None, None] * np.eye(3) - np.einsum("ma,mai,maj->mij", mass[..., 0], where, where)
+        turning = np.einsum("mij,mj->mi", np.linalg.pinv(inertia, rcond=1e-8, hermitian=True), angular)
+        rotation = 0.5 * float(np.sum(angular * turning))
+        translation = 0.5 * float(np.sum(total * drift**2))
+        inner = 0.5 * float(np.sum(mass * moving**2))
+        parts += (translation, rotation, inner - rotation)
+    return parts * kinetic_unit()
+
+
+def _whole(positions: FloatArray, cell: FloatArray) -> FloatArray:
+    """Molecules (n_molecules, size, 3) put together across the boundaries, next to their first atom."""
+    relative = positions - positions[:, :1]
+    if np.abs(np.linalg.det(cell)) > 0:
+        relative = relative - np.round(relative @ np.linalg.inv(cell)) @ cell
+    return relative

@@ -1,0 +1,376 @@
+"""Verdicts: injected artifacts are detected and named, sound runs pass, short ones say how much longer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import read_run
+from analysis.assessment import Assessment, assess
+from analysis.evidence import half_period_fs
+from analysis.rules import CAUSES, RULES
+from analysis.statistics import Estimate
+from analysis.verdicts import Deviation, Verdict, judge
+from analysis_runs import (
+    K_B,
+    Setting,
+    clean_columns,
+    kinetic_energies,
+    ornstein_uhlenbeck,
+    water_positions,
+    water_velocities,
+    with_,
+    write_clean,
+    write_setting,
+    write_table,
+    write_trajectory,
+)
+
+SETTING = Setting(tau_fs=100.0)
+LONG = 12_500  # 50 ps
+
+
+def verdict(found: Assessment, rule: str, subject: str = "") -> Verdict:
+    return next(
+        own for own in found.verdicts if (own.deviation.rule, own.deviation.subject) == (rule, subject)
+    )
+
+
+def alarms(found: Assessment) -> list[str]:
+    return [own.title for own in found.verdicts if own.status in ("warn", "fail")]
+
+
+def causes(own: Verdict) -> list[str]:
+    return [cause.cause for cause in own.attributions]
+
+
+def run_of(
+    directory: Path, setting: Setting, n_frames: int = LONG, seed: int = 0, **changed: np.ndarray
+) -> Assessment:
+    return assess(read_run(write_clean(directory, setting, n_frames, seed, **changed)))
+
+
+def test_long_clean_run_passes_every_check(tmp_path):
+    found = run_of(tmp_path, SETTING)
+    assert alarms(found) == []
+    assert {own.status for own in found.verdicts} == {"pass"}
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "nve"])
+def test_clean_runs_raise_no_alarm(tmp_path, ensemble):
+    """12 seeded runs of 10 ps; the slow test below takes 300."""
+    raised = [
+        alarms(run_of(tmp_path / str(seed), with_(SETTING, ensemble=ensemble), 2500, seed))
+        for seed in range(20)
+    ]
+    assert sum(map(bool, raised)) == 0, raised
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tau_ps", [0.01, 0.05, 0.3])
+def test_false_alarms_are_at_most_one_in_a_hundred(tmp_path, tau_ps):
+    """Over 300 seeded runs of 10 ps whose velocities forget within tau: the worst verdict of all checks counts."""
+    n_alarms = 0
+    for seed in range(300):
+        velocities = water_velocities(SETTING, 2500, seed, tau_ps=tau_ps)
+        write_setting(tmp_path, SETTING)
+        write_table(tmp_path / "simulation.out", clean_columns(SETTING, 2500, seed, velocities))
+        n_alarms += bool(alarms(assess(read_run(tmp_path))))
+    assert n_alarms <= 3
+
+
+def test_drift_at_constant_energy_fails_and_direct_forces_are_named(tmp_path):
+    setting = with_(SETTING, ensemble="nve", role="direct")
+    columns = clean_columns(setting, 2500, 1)
+    rise = columns["conserved{electronvolt}"] + 3.5e-3 * 192 * columns["time{picosecond}"]
+    found = run_of(tmp_path, setting, 2500, 1, **{"conserved{electronvolt}": rise})
+    own = verdict(found, "drift")
+    assert own.status == "fail"
+    assert own.deviation.estimate.value == pytest.approx(3.5, rel=0.01)
+    assert causes(own) == ["direct forces"]
+
+
+def test_the_same_drift_under_conservative_forces_is_not_blamed_on_direct_ones(tmp_path):
+    setting = with_(SETTING, ensemble="nve", timestep_fs=2.0, stride=2)
+    columns = clean_columns(setting, 2500, 1)
+    rise = columns["conserved{electronvolt}"] + 3.5e-3 * 192 * columns["time{picosecond}"]
+    own = verdict(run_of(tmp_path, setting, 2500, 1, **{"conserved{electronvolt}": rise}), "drift")
+    assert own.status == "fail"
+    assert causes(own) == ["time step", "unexplained"]
+
+
+def test_power_through_the_bath_is_a_warning_where_temperatures_hold(tmp_path):
+    setting = with_(SETTING, role="direct", tau_fs=10.0)
+    columns = clean_columns(setting, LONG, 1)
+    rise = columns["conserved{electronvolt}"] + 3.5e-3 * 192 * columns["time{picosecond}"]
+    found = run_of(tmp_path, setting, LONG, 1, **{"conserved{electronvolt}": rise})
+    assert verdict(found, "throughput").status == "warn"
+    assert verdict(found, "temperature").status == "pass"
+
+
+def hot_oxygen(setting: Setting, n_frames: int, seed: int, excess_K: float) -> dict[str, np.ndarray]:
+    """O hotter by `excess_K`, H colder so that the mean stays: what a global thermostat makes of uneven heating."""
+    velocities = water_velocities(setting, n_frames, seed)
+    energies = {label: own.mean() for label, own in kinetic_energies(setting, velocities).items()}
+    gain = excess_K / setting.temperature_K
+    oxygen = np.array(setting.labels) == "O"
+    velocities[:, oxygen] *= np.sqrt(1.0 + gain)
+    velocities[:, ~oxygen] *= np.sqrt(1.0 - gain * energies["O"] / energies["H"])
+    return clean_columns(setting, n_frames, seed, velocities)
+
+
+def test_hot_species_fails_while_the_mean_temperature_passes(tmp_path):
+    """The numbers of a direct model under SVR of 10 fs: O +9.9 K, H -4.4 K, the mean right."""
+    setting = with_(SETTING, thermostat="svr", tau_fs=10.0, role="direct")
+    found = run_of(tmp_path, setting, LONG, 2, **hot_oxygen(setting, LONG, 2, 9.9))
+    oxygen = verdict(found, "equipartition", "O")
+    assert verdict(found, "temperature").status == "pass"
+    assert oxygen.status == "fail"
+    assert oxygen.deviation.estimate.value == pytest.approx(9.9, abs=3.0)
+    assert causes(oxygen)[:2] == ["global thermostat", "direct forces"]
+    assert verdict(found, "equipartition", "H").deviation.estimate.value < -3.0
+
+
+def test_heating_under_weak_friction_names_the_thermostat_and_the_tau_that_would_do(tmp_path):
+    """P tau/(3 N k_B) with P = 3.3 meV/ps/atom and tau = 1 ps is 12.8 K; 1 % of 300 K would take 235 fs."""
+    setting = with_(SETTING, tau_fs=1000.0, role="direct")
+    hot = water_velocities(with_(setting, temperature_K=312.8), LONG, 3)
+    columns = clean_columns(setting, LONG, 3, hot)
+    columns["conserved{electronvolt}"] += 3.3e-3 * 192 * columns["time{picosecond}"]
+    own = verdict(run_of(tmp_path, setting, LONG, 3, **columns), "temperature")
+    assert own.status == "fail"
+    assert causes(own)[0] == "thermostat too weak"
+    assert "12.8 K" in own.attributions[0].because
+    assert re.search(r"tau of 23\d fs", own.attributions[0].remedy)
+
+
+def test_wrong_width_of_the_kinetic_energy_fails_while_its_mean_passes(tmp_path):
+    """Fluctuations cut to 60 %, as by a weak-coupling thermostat."""
+    columns = clean_columns(SETTING, LONG, 4)
+    energy = columns["kinetic_md{electronvolt}"]
+    narrow = energy.mean() + 0.6 * (energy - energy.mean())
+    found = run_of(tmp_path, SETTING, LONG, 4, **{"kinetic_md{electronvolt}": narrow})
+    assert verdict(found, "temperature").status == "pass"
+    own = verdict(found, "width")
+    assert own.status == "fail"
+    assert own.deviation.estimate.value == pytest.approx(-0.4 * 300, rel=0.1)
+    assert causes(own)[0] == "thermostat acts on part"
+
+
+def ring_polymer_columns(
+    setting: Setting, n_frames: int, seed: int, internal_K: float
+) -> dict[str, np.ndarray]:
+    """Columns of a ring polymer with the centroid at the target and the internal modes at `internal_K`.
+
+    Kinetic energies of modes are chi-squared variables; K_cv and K_td differ by what the internal modes account for.
+    """
+    rng = np.random.default_rng(seed)
+    target, n_beads, n_atoms = setting.temperature_K, setting.n_beads, 3 * setting.n_waters
+    freedom = np.array([3 * n_atoms - 3] + [3 * n_atoms] * (n_beads - 1))
+    means = np.array([target] + [internal_K] * (n_beads - 1))
+    noise = ornstein_uhlenbeck(n_frames, (n_beads,), 3.0, rng)
+    modes = means * (1.0 + noise * np.sqrt(2.0 / freedom))
+    columns = clean_columns(with_(setting, n_beads=1), n_frames, seed)
+    columns["kinetic_md{electronvolt}"] = 0.5 * K_B * (modes @ freedom)
+    whole = (modes @ freedom + 3.0 * target) / (3 * n_atoms * n_beads)
+    columns["temperature{kelvin}"] = whole
+    for mode in range(n_beads):
+        padding = 3.0 * target if mode == 0 else 0.0
+        columns[f"temperature(nm={mode}){{kelvin}}"] = (modes[:, mode] * freedom[mode] + padding) / (
+            3 * n_atoms
+        )
+    virial = 30.0 + ornstein_uhlenbeck(n_frames, (), 3.0, rng) * 0.3
+    internal = 1.5 * n_atoms * (n_beads - 1) * K_B * (modes[:, 1:].mean(axis=1) - target)
+    columns["kinetic_cv{electronvolt}"] = virial
+    columns["kinetic_td{electronvolt}"] = virial - internal
+    return columns
+
+
+def test_thermostat_on_the_centroid_only_is_detected_in_the_modes_and_in_the_estimators(tmp_path):
+    setting = with_(SETTING, n_beads=4, thermostat="pile_l")
+    found = run_of(tmp_path, setting, LONG, 5, **ring_polymer_columns(setting, LONG, 5, 320.0))
+    assert verdict(found, "modes", "centroid").status == "pass"
+    assert {verdict(found, "modes", f"mode {k}").status for k in (1, 2, 3)} == {"fail"}
+    own = verdict(found, "estimators")
+    assert own.status == "fail"
+    assert causes(own)[0] == "internal modes"
+    accounted = found.measured.estimates["mismatch_from_modes"]
+    assert accounted.value == pytest.approx(found.measured.estimates["estimator_mismatch"].value, rel=0.05)
+
+
+def test_clean_ring_polymer_passes(tmp_path):
+    setting = with_(SETTING, n_beads=4, thermostat="pile_l")
+    found = run_of(tmp_path, setting, LONG, 6, **ring_polymer_columns(setting, LONG, 6, 300.0))
+    assert alarms(found) == []
+
+
+def test_heat_of_the_centroid_is_seen_by_its_temperature_and_not_by_the_estimators(tmp_path):
+    setting = with_(SETTING, n_beads=4, thermostat="pile_l")
+    columns = ring_polymer_columns(setting, LONG, 7, 300.0)
+    columns["temperature(nm=0){kelvin}"] += 15.0
+    columns["temperature{kelvin}"] += 15.0 / 4
+    found = run_of(tmp_path, setting, LONG, 7, **columns)
+    assert verdict(found, "modes", "centroid").status == "fail"
+    assert verdict(found, "estimators").status == "pass"
+
+
+def test_jump_at_a_restart_fails_and_the_restart_is_named(tmp_path):
+    columns = clean_columns(SETTING, 2500, 8)
+    restarted = {name: np.concatenate([own[:1300], own[1200:]]) for name, own in columns.items()}
+    restarted["conserved{electronvolt}"][1300:] += 2.0
+    write_setting(tmp_path, SETTING)
+    write_table(tmp_path / "simulation.out", restarted)
+    own = next(v for v in assess(read_run(tmp_path)).verdicts if v.deviation.rule == "seam")
+    assert own.status == "fail"
+    assert causes(own) == ["restart"]
+
+
+def test_a_restart_that_goes_on_smoothly_passes(tmp_path):
+    columns = clean_columns(SETTING, 2500, 8)
+    write_setting(tmp_path, SETTING)
+    write_table(
+        tmp_path / "simulation.out",
+        {name: np.concatenate([own[:1300], own[1200:]]) for name, own in columns.items()},
+    )
+    found = assess(read_run(tmp_path))
+    assert next(v for v in found.verdicts if v.deviation.rule == "seam").status == "pass"
+    assert alarms(found) == []
+
+
+def test_rows_that_are_not_finite_fail(tmp_path):
+    columns = clean_columns(SETTING, 2500, 9)
+    columns["conserved{electronvolt}"][2000:] = np.nan
+    own = verdict(run_of(tmp_path, SETTING, 2500, 9, **columns), "finite")
+    assert own.status == "fail"
+    assert own.deviation.estimate.value == 500
+    assert causes(own) == ["blow-up"]
+
+
+def test_single_precision_energies_are_recognised(tmp_path):
+    setting = with_(SETTING, ensemble="nve")
+    columns = clean_columns(setting, 2500, 10)
+    exact = columns["potential{electronvolt}"]
+    columns["potential{electronvolt}"] = exact.astype(np.float32).astype(float)
+    columns["conserved{electronvolt}"] += 0.5e-3 * 192 * columns["time{picosecond}"]
+    found = run_of(tmp_path / "single", setting, 2500, 10, **columns)
+    assert found.evidence.energy_resolution_eV == pytest.approx(2.0**-14)
+    assert "single precision" in causes(verdict(found, "drift"))
+    columns["potential{electronvolt}"] = exact
+    assert run_of(tmp_path / "double", setting, 2500, 10, **columns).evidence.energy_resolution_eV == 0.0
+
+
+def test_net_force_with_a_fixed_centre_of_mass_is_recognised(tmp_path):
+    setting = with_(SETTING, ensemble="nve")
+    columns = clean_columns(setting, 2500, 11)
+    columns["conserved{electronvolt}"] += 0.5e-3 * 192 * columns["time{picosecond}"]
+    write_clean(tmp_path, setting, 2500, 11, **columns)
+    forces = np.random.default_rng(0).normal(size=(10, 192, 3))
+    forces -= forces.mean(axis=1, keepdims=True)
+    write_trajectory(tmp_path / "simulation.fd.xyz", setting, forces, "forces_component_raw", "ev/ang")
+    assert not assess(read_run(tmp_path)).evidence.has_net_force
+    write_trajectory(tmp_path / "simulation.fd.xyz", setting, forces + 0.01, "forces_component_raw", "ev/ang")
+    found = assess(read_run(tmp_path))
+    assert found.evidence.net_force_per_atom == pytest.approx(0.01, rel=0.01)
+    assert "net force" in causes(verdict(found, "drift"))
+
+
+@pytest.mark.parametrize(("outer_fs", "status"), [(4.0, "pass"), (4.5, "warn"), (5.0, "warn")])
+def test_outer_step_near_half_a_period_of_the_stretch_is_a_warning(tmp_path, outer_fs, status):
+    setting = with_(SETTING, mts=8, role="direct", timestep_fs=outer_fs, stride=1)
+    own = verdict(run_of(tmp_path, setting, 400), "outer step")
+    assert own.status == status
+    assert causes(own) == (["resonance"] if status == "warn" else [])
+
+
+def test_half_period_follows_the_mass_of_hydrogen_and_the_springs_of_the_ring_polymer(tmp_path):
+    run = read_run(write_clean(tmp_path / "light", SETTING, 20))
+    assert half_period_fs(run) == pytest.approx(4.5, abs=0.05)  # 3700 1/cm
+    ring = read_run(write_clean(tmp_path / "ring", with_(SETTING, n_beads=8), 20))
+    assert half_period_fs(ring) == pytest.approx(0.5e5 / (2.99792458 * np.hypot(3685.4, 3336.2)), rel=1e-3)
+
+
+def test_volume_that_drifts_fails(tmp_path):
+    setting = with_(SETTING, ensemble="npt")
+    rng = np.random.default_rng(12)
+    volume = 1916.0 + ornstein_uhlenbeck(LONG, (), 20.0, rng) * 5.0
+    still = run_of(tmp_path / "still", setting, LONG, 12, **{"volume{angstrom3}": volume})
+    assert verdict(still, "volume").status == "pass"
+    swelling = volume * (1.0 + 0.002 * np.arange(LONG) * setting.interval_ps)
+    moving = run_of(tmp_path / "moving", setting, LONG, 12, **{"volume{angstrom3}": swelling})
+    assert verdict(moving, "volume").status == "fail"
+
+
+def test_short_run_says_how_much_longer(tmp_path):
+    found = run_of(tmp_path / "short", SETTING, 250, 13)
+    own = verdict(found, "equipartition", "O")
+    assert found.status == "too short"
+    assert own.status == "too short"
+    assert own.more_ps > 0
+    enough = int(250 * (1.0 + 1.5 * own.more_ps / 1.0))
+    assert verdict(run_of(tmp_path / "long", SETTING, enough, 13), "equipartition", "O").status == "pass"
+
+
+def test_time_that_is_missing_follows_from_the_error_bar():
+    """Error 2 K against 3 K tolerated at 4 sigmas: (4 * 2/3)^2 = 7.1 times as long."""
+    own = judge(Deviation("temperature", "", Estimate(0.5, 2.0, "K", 1000.0), 300.0), duration_ps=10.0)
+    assert own.status == "too short"
+    assert own.more_ps == pytest.approx(10.0 * ((4.0 * 2.0 / 3.0) ** 2 - 1.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "status"),
+    [
+        (0.5, 0.2, "pass"),
+        (2.0, 0.2, "warn"),
+        (9.0, 0.3, "fail"),
+        (9.0, 4.0, "too short"),
+        (-9.0, 0.3, "fail"),
+    ],
+)
+def test_a_verdict_needs_both_size_and_significance(value, error, status):
+    own = judge(Deviation("temperature", "", Estimate(value, error, "K", 1e4), 300.0), duration_ps=10.0)
+    assert own.status == status
+
+
+def test_a_mean_far_outside_the_spread_of_one_sample_is_significant_however_few_samples():
+    slow = Estimate(-150.0, 16.0, "K", 2.3)
+    assert judge(Deviation("molecules", "vibration", slow, 300.0), duration_ps=4.0).status == "too short"
+    known = Deviation("molecules", "vibration", slow, 300.0, sample_spread=30.6)
+    assert judge(known, duration_ps=4.0).status == "fail"
+
+
+def test_many_subjects_raise_the_significance_that_is_wanted():
+    borderline = Deviation("modes", "mode 3", Estimate(8.0, 1.9, "K", 1e5), 300.0)
+    assert judge(borderline, duration_ps=10.0).status == "fail"
+    assert judge(borderline, duration_ps=10.0, n_subjects=32).status != "fail"
+
+
+def test_every_rule_names_causes_that_exist_and_a_reference():
+    for rule in RULES.values():
+        assert set(rule.causes) <= set(CAUSES)
+        assert rule.reference
+        assert rule.fail is None or rule.fail >= rule.warn > 0
+
+
+def test_missing_columns_leave_gaps_and_the_rest_is_computed(tmp_path):
+    columns = clean_columns(SETTING, 2500, 14)
+    kept = {name: columns[name] for name in ("step", "time{picosecond}", "conserved{electronvolt}")}
+    write_setting(tmp_path, SETTING)
+    write_table(tmp_path / "simulation.out", kept)
+    found = assess(read_run(tmp_path))
+    assert "drift" in found.measured.estimates
+    assert any("add temperature{kelvin}" in gap for gap in found.measured.gaps)
+
+
+def test_runs_without_an_input_are_judged_by_what_they_wrote(tmp_path):
+    run = write_clean(tmp_path, SETTING, 2500)
+    (run / "input.xml").unlink()
+    write_trajectory(
+        run / "simulation.pos_0.xyz", SETTING, water_positions(SETTING)[None], "positions", "angstrom"
+    )
+    found = assess(read_run(run))
+    assert "drift" in found.measured.estimates
+    assert alarms(found) == []
