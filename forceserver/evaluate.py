@@ -17,14 +17,14 @@ import torch
 
 from forceserver.dump import dump_structure
 from forceserver.errors import BadForces, ForceServerError, ModelError, OutOfMemory, one_line
-from forceserver.parts import Part, take_apart
-from forceserver.potentials.interface import Batch, Evaluation, Potential
+from forceserver.parts import Part, Parts, take_apart
+from forceserver.potentials.interface import Batch, Potential
 from forceserver.structures import CONSERVATIVE, DIRECT, FloatArray, ForceKind, ForceRole, Result, Structure
 
 log = logging.getLogger(__name__)
 
 VirialSource = Literal["own", "conservative", "none"]
-
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
 
 Work = Sequence[tuple[Structure, ForceRole]]
 
@@ -69,18 +69,18 @@ class Evaluator:
         self._largest_batch: dict[tuple[str, frozenset[ForceKind]], int] = {}  # atoms that are known to fit
 
     def evaluate(self, work: Work) -> list[Result]:
-        """Results in the order of `work`: one model call for each model and set of wanted kinds, if memory allows.
+        """Results in the order of `work`: one model call for each model, set of kinds and periodicity, if memory allows.
 
         Raises:
             BadForces: a result is not finite; the structure was written to a file that the message names.
             ModelError: the model failed on a structure, likewise written.
             OutOfMemory: one structure alone does not fit.
         """
-        groups: dict[tuple[str, frozenset[ForceKind]], list[int]] = defaultdict(list)
-        for index, (_, role) in enumerate(work):
-            groups[role.model, self._kinds(role)].append(index)
+        groups: dict[tuple[str, frozenset[ForceKind], bytes], list[int]] = defaultdict(list)
+        for index, (structure, role) in enumerate(work):
+            groups[role.model, self._kinds(role), structure.pbc.tobytes()].append(index)
         results: dict[int, Result] = {}
-        for (model, kinds), indices in groups.items():
+        for (model, kinds, _), indices in groups.items():
             evaluated = self._evaluate_group(model, kinds, [work[index] for index in indices])
             results.update(zip(indices, evaluated, strict=True))
         return [results[index] for index in range(len(work))]
@@ -97,19 +97,23 @@ class Evaluator:
             chunk = _first_that_fit(work[len(results) :], self._largest_batch.get((model, kinds)))
             try:
                 results += self._evaluate_chunk(model, kinds, chunk)
-            except (MemoryError, torch.OutOfMemoryError) as error:
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(chunk) == 1:
                     device = self.models[model].capabilities.device
                     raise OutOfMemory(
                         f"one structure of {chunk[0][0].n_atoms} atoms does not fit in the memory of {device}; "
                         "use a larger device or a smaller model"
                     ).on(chunk[0][0]) from error
-                self._remember_half(model, kinds, chunk)
+            # Out here, where no exception holds the tensors of that call any more.
+            self._remember_half(model, kinds, chunk)
         return results
 
     def _evaluate_chunk(self, model: str, kinds: frozenset[ForceKind], work: Work) -> list[Result]:
         structures = [structure for structure, _ in work]
-        taken = take_apart(self._call(model, kinds, structures), structures)
+        taken = self._call(model, kinds, structures)
         results = [self._result(part, role) for part, (_, role) in zip(taken.parts, work, strict=True)]
         for result, (structure, role) in zip(results, work, strict=True):
             if not taken.all_finite or result.forces.shape[0] != structure.n_atoms:
@@ -125,21 +129,23 @@ class Evaluator:
             "out of memory with %d structures; from now on at most %d atoms in one call", len(work), largest
         )
 
-    def _call(self, model: str, kinds: frozenset[ForceKind], structures: Sequence[Structure]) -> Evaluation:
+    def _call(self, model: str, kinds: frozenset[ForceKind], structures: Sequence[Structure]) -> Parts:
         potential = self.models[model]
         batch = Batch.from_structures(
             structures, dtype=potential.capabilities.dtype, device=potential.capabilities.device
         )
         try:
-            evaluation = potential(batch, kinds)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
+            taken = take_apart(
+                potential(batch, kinds), structures
+            )  # a GPU's errors surface where results are read
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             self._blame(model, kinds, structures, error)
         self.statistics.n_forward_passes += 1
         self.statistics.n_structures += len(structures)
         self.statistics.batch_sizes[len(structures)] += 1
-        return evaluation
+        return taken
 
     def _blame(
         self, model: str, kinds: frozenset[ForceKind], structures: Sequence[Structure], error: Exception
@@ -190,6 +196,13 @@ class Evaluator:
             f"{reason} ({role} forces of model '{role.model}', {structure.n_atoms} atoms); nothing of it was sent to i-PI. "
             f"The structure is in {path}"
         ).on(structure)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch says it with a type of its own on a GPU, and in words alone on a CPU and from inside TorchScript."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 
 
 def _first_that_fit(work: Work, largest: int | None) -> Work:

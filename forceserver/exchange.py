@@ -27,10 +27,20 @@ class Template:
 
     atomic_numbers: IntArray  # (n_atoms,)
     pbc: BoolArray  # (3,)
+    positions: FloatArray | None = None  # (n_atoms, 3) A, of the file that it was read from
 
     @property
     def n_atoms(self) -> int:
         return len(self.atomic_numbers)
+
+    def is_like(self, other: Template) -> bool:
+        return np.array_equal(self.atomic_numbers, other.atomic_numbers) and np.array_equal(
+            self.pbc, other.pbc
+        )
+
+    def restricted_to(self, atoms: Sequence[int]) -> Template:
+        """The template of some of the atoms, in the order given."""
+        return Template(self.atomic_numbers[atoms], self.pbc)
 
     def describe(self) -> str:
         """Species and counts, e.g. "O64 H128, periodic"."""

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from forceserver.errors import UsageError
 from forceserver.exchange import Template
-from forceserver.species import initialized_labels, labels_to_numbers
+from forceserver.species import initialized_template
 from forceserver.transport import Address, InetAddress, UnixAddress
+
+log = logging.getLogger(__name__)
 
 BAROSTATTED = {"npt", "nst", "scnpt"}
 VIRIAL_WORDS = ("pressure", "stress", "virial", "vir_component", "vir_tdcomponent")
@@ -33,12 +35,12 @@ class SocketSpec:
     address: Address
     parameters: Mapping[str, str]  # as written; what i-PI sends in INIT decides
     batch_size: int
-    n_requests: (
-        int | None
-    )  # structures that i-PI asks for at each evaluation: beads, summed over components; None: unknown
-    templates: tuple[Template, ...]  # of the systems that use this socket, without repetition
+    n_requests: int | None  # structures that i-PI asks for at once, at most; None: unknown
+    template: Template  # of the systems that use this socket, which must be alike
     virial_readers: tuple[str, ...] = ()  # what in the input reads the virial of this socket, in words
-    total_weight: float = 1.0  # of its components: weight x sum of the mts_weights
+    has_weight: bool = (
+        True  # False where the weights of its components cancel, as those of the fast force in MTS
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class _Component:
 
     forcefield: str
     n_beads: int
-    total_weight: float
+    weights: tuple[float, ...]  # weight x mts_weights, outer level first
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +87,12 @@ def read_input(path: Path, *, sockets_prefix: str | None = None) -> SimulationIn
         )
     outputs = tuple(_output_words(simulation))
     systems = [_read_system(system, path, outputs) for system in _systems(simulation, path)]
-    sockets = tuple(
-        _socket_spec(names, forcefield, systems, prefix, path) for names, forcefield in forcefields
-    )
+    specs = [_socket_spec(names, forcefield, systems, prefix, path) for names, forcefield in forcefields]
+    sockets = tuple(spec for spec in specs if spec is not None)
+    if not sockets:
+        raise UsageError(
+            f"{path}: no <force> of any <system> uses an <ffsocket>, so i-PI would ask for nothing"
+        )
     return SimulationInput(path, sockets)
 
 
@@ -176,14 +181,13 @@ def _read_system(system: Any, path: Path, outputs: tuple[str, ...]) -> _System:
         _Component(
             forcefield=component.forcefield.fetch(),
             n_beads=component.nbeads.fetch() or n_beads,
-            total_weight=float(component.weight.fetch() * np.sum(component.mts_weights.fetch())),
+            weights=tuple(
+                float(weight) for weight in component.weight.fetch() * component.mts_weights.fetch()
+            ),
         )
         for _, component in system.forces.extra
     )
-    labels, has_cell = initialized_labels(system, path)
-    numbers = labels_to_numbers(labels, path)
-    template = Template(numbers, np.full(3, has_cell))
-    return _System(components, template, (*_barostats(system.motion), *outputs))
+    return _System(components, initialized_template(system, path), (*_barostats(system.motion), *outputs))
 
 
 def _barostats(motion: Any) -> Iterator[str]:
@@ -206,26 +210,54 @@ def _output_words(simulation: Any) -> Iterator[str]:
 
 def _socket_spec(
     names: tuple[str, ...], forcefield: Any, systems: Sequence[_System], prefix: str, path: Path
-) -> SocketSpec:
-    users = [
-        (system, component)
-        for system in systems
-        for component in system.components
-        if component.forcefield in names
-    ]
+) -> SocketSpec | None:
+    """None for an `<ffsocket>` that no `<force>` uses: i-PI asks for nothing there."""
+    users = [(system, each) for system in systems for each in system.components if each.forcefield in names]
+    if not users:
+        log.info("no <force> uses <ffsocket name='%s'>: it is not served", names[-1])
+        return None
     active = [int(index) for index in forcefield.activelist.fetch()]
-    templates = _distinct([_restricted(system.template, active) for system, _ in users])
-    readers = tuple(dict.fromkeys(reader for system, _ in users for reader in system.virial_readers))
+    templates = [_restricted(system.template, active, names[-1], path) for system, _ in users]
+    if not all(template.is_like(templates[0]) for template in templates):
+        raise UsageError(
+            f"{path}: systems of different atoms share <ffsocket name='{names[-1]}'>, and i-PI would cut them to one size; "
+            "give each its own <ffsocket>"
+        )
+    batch_size = forcefield.batch_size.fetch()
+    if batch_size < 1:
+        raise UsageError(
+            f"{path}: <batch_size> of <ffsocket name='{names[-1]}'> must be 1 or more, got {batch_size}"
+        )
+    components = [component for _, component in users]
     return SocketSpec(
         name=names[-1],
         address=_address(forcefield, prefix, path),
         parameters={str(key): str(value) for key, value in forcefield.parameters.fetch().items()},
-        batch_size=forcefield.batch_size.fetch(),
-        n_requests=sum(component.n_beads for _, component in users) or None,
-        templates=templates,
-        virial_readers=readers,
-        total_weight=sum(component.total_weight for _, component in users),
+        batch_size=batch_size,
+        n_requests=_most_at_once(components),
+        template=templates[0],
+        virial_readers=tuple(
+            dict.fromkeys(reader for system, _ in users for reader in system.virial_readers)
+        ),
+        has_weight=_has_weight(components),
     )
+
+
+def _most_at_once(components: Sequence[_Component]) -> int:
+    """Beads of all components that act on one level of multiple time stepping, on the level where they are most."""
+    levels = range(max(len(component.weights) for component in components))
+    acting = ([each for each in components if any(each.weights[level : level + 1])] for level in levels)
+    return max(sum(each.n_beads for each in some) for some in acting) or max(
+        each.n_beads for each in components
+    )
+
+
+def _has_weight(components: Sequence[_Component]) -> bool:
+    """Whether what the socket returns counts in the total: weights cancel only between components of equal beads."""
+    totals: dict[int, float] = defaultdict(float)
+    for component in components:
+        totals[component.n_beads] += sum(component.weights)
+    return any(abs(total) > 1e-12 for total in totals.values())
 
 
 def _address(forcefield: Any, prefix: str, path: Path) -> Address:
@@ -233,6 +265,8 @@ def _address(forcefield: Any, prefix: str, path: Path) -> Address:
     if mode == "unix":
         return UnixAddress(prefix + forcefield.address.fetch())
     if mode == "inet":
+        if not 0 < forcefield.port.fetch() < 65536:
+            raise UsageError(f"{path}: <port> must lie between 1 and 65535, got {forcefield.port.fetch()}")
         return InetAddress(forcefield.address.fetch(), forcefield.port.fetch())
     raise UsageError(
         f"{path}: <ffsocket name='{forcefield.name.fetch()}'> has mode='{mode}', which this server does not speak; "
@@ -240,24 +274,15 @@ def _address(forcefield: Any, prefix: str, path: Path) -> Address:
     )
 
 
-def _restricted(template: Template, active: list[int]) -> Template:
-    """The template of the atoms that an `activelist` lets through; [-1] is i-PI's word for all."""
-    if active in ([-1], []):
+def _restricted(template: Template, active: list[int], name: str, path: Path) -> Template:
+    """The template of the atoms that an `activelist` lets through; one that starts with -1 is i-PI's word for all."""
+    if not active or active[0] == -1:
         return template
-    return Template(template.atomic_numbers[active], template.pbc)
-
-
-def _distinct(templates: Sequence[Template]) -> tuple[Template, ...]:
-    distinct: list[Template] = []
-    for template in templates:
-        known = any(
-            np.array_equal(template.atomic_numbers, other.atomic_numbers)
-            and np.array_equal(template.pbc, other.pbc)
-            for other in distinct
+    if not all(0 <= index < template.n_atoms for index in active):
+        raise UsageError(
+            f"{path}: <activelist> of <ffsocket name='{name}'> must hold indices from 0 to {template.n_atoms - 1}, got {active}"
         )
-        if not known:
-            distinct.append(template)
-    return tuple(distinct)
+    return template.restricted_to(active)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,6 @@ def check_simulation(
     """
     roles = {}
     for spec in simulation.sockets:
-        _check_templates(spec)
         roles[spec.name] = parse_role(spec.parameters, default, frozenset(models))
         check_role(roles[spec.name], spec, models, virial)
     return roles
@@ -77,7 +76,7 @@ def _check_kinds(role: ForceRole, spec: SocketSpec, capabilities: Capabilities) 
 def _check_species(spec: SocketSpec, capabilities: Capabilities) -> None:
     if capabilities.elements is None:
         return
-    wanted = {int(number) for template in spec.templates for number in np.unique(template.atomic_numbers)}
+    wanted = {int(number) for number in np.unique(spec.template.atomic_numbers)}
     unknown = wanted - capabilities.elements
     if unknown:
         raise UsageError(
@@ -89,7 +88,7 @@ def _check_species(spec: SocketSpec, capabilities: Capabilities) -> None:
 def _check_virial(
     role: ForceRole, spec: SocketSpec, capabilities: Capabilities, virial: VirialSource
 ) -> None:
-    if not lacks_virial(role, capabilities, virial) or not spec.virial_readers or spec.total_weight == 0.0:
+    if not lacks_virial(role, capabilities, virial) or not spec.virial_readers or not spec.has_weight:
         return
     serve_other = "serve the conservative virial with them (--virial conservative), or "
     remedy = (
@@ -99,24 +98,6 @@ def _check_virial(
         f"socket '{spec.name}' wants {role} forces, for which {capabilities.name} has no virial, but {spec.virial_readers[0]} "
         f"reads it; {remedy}"
     )
-
-
-def _check_templates(spec: SocketSpec) -> None:
-    """Refuse what cannot be told apart.
-
-    Raises:
-        UsageError: two systems on one socket have the same number of atoms and different species.
-    """
-    if not spec.templates:
-        raise UsageError(
-            f"socket '{spec.name}': no <force> of any <system> uses this <ffsocket>, so its atoms are unknown"
-        )
-    counts = [template.n_atoms for template in spec.templates]
-    if len(set(counts)) != len(counts):
-        raise UsageError(
-            f"socket '{spec.name}' serves systems of equal size and different species, which i-PI's messages cannot tell "
-            "apart; give each its own <ffsocket>"
-        )
 
 
 def _symbols(numbers: set[int] | frozenset[int]) -> str:

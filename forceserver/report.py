@@ -94,7 +94,6 @@ def _describe_model(capabilities: Capabilities) -> str:
 
 
 def _describe_socket(spec: SocketSpec, role: ForceRole) -> str:
-    atoms = "; ".join(template.describe() for template in spec.templates)
     requests = f"{spec.n_requests} structures a step" if spec.n_requests else "structures a step unknown"
     batches = f", batches of {spec.batch_size}" if spec.batch_size > 1 else ""
-    return f"{role} forces of model '{role.model}' for {atoms}; {requests}{batches}"
+    return f"{role} forces of model '{role.model}' for {spec.template.describe()}; {requests}{batches}"

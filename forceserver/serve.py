@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from forceserver.errors import UsageError
+from forceserver.errors import UsageError, suggest
 from forceserver.inputfile import SimulationInput, SocketSpec, read_input
 from forceserver.structures import DEFAULT_MODEL
 from forceserver.transport import parse_address
@@ -34,14 +35,26 @@ class ModelRequest:
     direct: str | None = None  # a second model for direct forces
     device: str = "cpu"
     dtype: str | None = None
+    threads: int | None = None  # of torch on the CPU; None: torch's own choice
     keep_net_force: bool = False
     virial: str = "own"
 
 
 def simulations_from(
-    inputs: Sequence[Path], address: str | None, template: Path | None, sockets_prefix: str | None
+    inputs: Sequence[Path],
+    address: str | None,
+    template: Path | None,
+    sockets_prefix: str | None,
+    names: Sequence[str] = (),
 ) -> list[SimulationInput]:
     """The simulations to serve: from i-PI inputs, or from a bare address and a template.
+
+    Args:
+        inputs: i-PI inputs.
+        address: where i-PI listens, in place of an input.
+        template: the structure file that belongs to the address.
+        sockets_prefix: in place of the inputs' own.
+        names: of the `<ffsocket>`s to serve; none: all. Other programs may serve the rest.
 
     Raises:
         UsageError: neither or both are given, or one of them cannot be read.
@@ -49,7 +62,9 @@ def simulations_from(
     if inputs and (address or template):
         raise UsageError("-i says all that -a and -t would say; give one or the other")
     if inputs:
-        return [read_input(path, sockets_prefix=sockets_prefix) for path in inputs]
+        simulations = [_chosen(read_input(path, sockets_prefix=sockets_prefix), names) for path in inputs]
+        _check_addresses([spec for simulation in simulations for spec in simulation.sockets])
+        return simulations
     if not address:
         raise UsageError("which i-PI? Give its input with -i INPUT.xml, or -a ADDRESS with -t TEMPLATE")
     if not template:
@@ -65,9 +80,30 @@ def simulations_from(
         parameters={},
         batch_size=1,
         n_requests=None,
-        templates=(read_template(template),),
+        template=read_template(template),
     )
     return [SimulationInput(None, (spec,))]
+
+
+def _chosen(simulation: SimulationInput, names: Sequence[str]) -> SimulationInput:
+    """The simulation with those of its sockets that are named."""
+    known = [spec.name for spec in simulation.sockets]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"--socket {name}: {simulation.path} has the <ffsocket>s {', '.join(known)}{suggest(name, known)}"
+            )
+    chosen = tuple(spec for spec in simulation.sockets if not names or spec.name in names)
+    return SimulationInput(simulation.path, chosen)
+
+
+def _check_addresses(specs: Sequence[SocketSpec]) -> None:
+    """Two sockets at one address are one i-PI too many."""
+    for address, count in Counter(spec.address for spec in specs).items():
+        if count > 1:
+            raise UsageError(
+                f"{count} sockets have the address {address}; give each its own, and each input once"
+            )
 
 
 def load_models(request: ModelRequest) -> dict[str, Potential]:
@@ -76,10 +112,14 @@ def load_models(request: ModelRequest) -> dict[str, Potential]:
     Raises:
         UsageError: one cannot be loaded, or a name is taken.
     """
+    import torch
+
     from forceserver.potentials import load_potential
 
     if DEFAULT_MODEL in request.also:
         raise UsageError(f"--also {DEFAULT_MODEL}=...: this name belongs to the first model; choose another")
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
     dtype = cast("DtypeName | None", request.dtype)
     models = {
         DEFAULT_MODEL: load_potential(

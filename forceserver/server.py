@@ -12,6 +12,7 @@ What goes wrong stays where it belongs: one simulation that fails is closed, dra
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import selectors
 import time
@@ -20,8 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from forceserver.connection import Connection, Endpoint, ServedSimulation
-from forceserver.errors import Disconnected, ForceServerError, ModelError
+from forceserver.atom_order import check_order
+from forceserver.connection import Connection
+from forceserver.endpoint import Endpoint, ServedSimulation
+from forceserver.errors import Disconnected, ForceServerError, ModelError, PeerError
 from forceserver.evaluate import Evaluator
 from forceserver.exchange import distinct_structures, make_reply
 from forceserver.inputfile import SimulationInput
@@ -34,6 +37,7 @@ from forceserver.structures import ForceRole, Result, Structure
 log = logging.getLogger(__name__)
 
 CONSERVATIVE_ROLE = ForceRole()
+DELIVERY_SECONDS = 2.0  # for i-PI to take what it was promised, before we leave
 
 Asked = Mapping[Connection, Sequence[Structure]]
 
@@ -132,6 +136,8 @@ class Server:
         """Open connections that are still missing. False when there is nothing left to serve."""
         for endpoint in self._endpoints():
             if endpoint.next_deadline_in() == 0.0:
+                for connection in list(endpoint.connections):  # what they said while we were busy comes first
+                    self._hear(connection)
                 self._dial_endpoint(endpoint)
         return any(simulation.is_alive for simulation in self._simulations)
 
@@ -168,8 +174,11 @@ class Server:
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _hear(self, connection: Connection) -> None:
+        if connection in self._asking:
+            return
         try:
             if connection.receive():
+                self._last_heard = time.monotonic()
                 self._handle_events(connection)
         except Disconnected as error:
             self._lose(connection, str(error))
@@ -183,14 +192,16 @@ class Server:
                 self._introduce(connection, event)
             elif isinstance(event, ForceRequest):
                 self._asking[connection] = event
-                self._last_heard = time.monotonic()
             elif isinstance(event, Exit):
                 connection.endpoint.simulation.said_exit = True
-                self._close(connection.endpoint.simulation)
+                connection.flush()  # an answer may stand before the EXIT
+                self._drop(connection)
+                connection.endpoint.redial("")
                 return
         self._flush(connection)
 
     def _introduce(self, connection: Connection, event: Initialized) -> None:
+        connection.endpoint.simulation.said_exit = False
         role = parse_role(event.parameters, self._options.default_role, frozenset(self._evaluator.models))
         if role != connection.role:
             check_role(role, connection.endpoint.spec, self._evaluator.models, self._evaluator.virial)
@@ -216,9 +227,10 @@ class Server:
     def _answer(self) -> None:
         """Evaluate all that is asked, and send the answers. What fails takes its own connection out, and no other."""
         asked: Asked = {
-            connection: distinct_structures(request, connection.endpoint.template(request.n_atoms))
+            connection: distinct_structures(request, connection.endpoint.template)
             for connection, request in self._asking.items()
         }
+        asked = self._without_misordered(asked)
         self.statistics.clock.enter("model")
         while True:
             try:
@@ -231,16 +243,36 @@ class Server:
         self.statistics.clock.enter("packing")
         self.statistics.n_gatherings += bool(asked)
         for connection, structures in asked.items():
-            self._send(connection, [next(results) for _ in structures])
+            own = [next(results) for _ in structures]
+            if connection in self._asking:  # a failure while answering another may have closed its simulation
+                self._send(connection, own)
+
+    def _without_misordered(self, asked: Asked) -> Asked:
+        """At the first request on an endpoint: fail the simulations that hold their atoms in another order."""
+        for connection, structures in asked.items():
+            if connection.endpoint.is_order_checked:
+                continue
+            connection.endpoint.is_order_checked = True
+            try:
+                check_order(connection.endpoint.template, structures[0])
+            except ForceServerError as error:
+                self._fail(connection.endpoint.simulation, error)
+        return {
+            connection: structures for connection, structures in asked.items() if connection in self._asking
+        }
 
     def _send(self, connection: Connection, results: Sequence[Result]) -> None:
-        self.statistics.n_requests[connection.endpoint.spec.name, str(role_of(connection))] += len(results)
         request = self._asking.pop(connection)
         try:
             connection.reply(make_reply(request, results))
             self._handle_events(connection)
         except ForceServerError as error:
             self._fail(connection.endpoint.simulation, error)
+        if connection.is_open:
+            connection.endpoint.n_redials = 0
+            self.statistics.n_requests[connection.endpoint.spec.name, str(role_of(connection))] += len(
+                results
+            )
 
     def _without_culprits(self, asked: Asked, error: ModelError) -> dict[Connection, Sequence[Structure]]:
         """Deal with a failed evaluation: close what asked for it, or its whole simulation; return who can still be served."""
@@ -273,23 +305,31 @@ class Server:
 
     def _lose(self, connection: Connection, reason: str) -> None:
         """A connection is gone without EXIT: i-PI may still listen, having dropped it, or be gone itself."""
-        log.warning("%s: %s", connection.endpoint, reason)
         self._drop(connection)
-        connection.endpoint.redial(reason)
+        if not connection.endpoint.simulation.said_exit:
+            log.warning("%s: %s", connection.endpoint, reason)
+            connection.endpoint.redial(reason)
 
     def _fail(self, simulation: ServedSimulation, error: ForceServerError) -> None:
         """Close a simulation and go on with the others; `run` raises the error in the end."""
-        if simulation.failure is None:
+        if simulation.failure is None and not simulation.said_exit:
             simulation.failure = error
             if len(self._simulations) > 1:
                 log.error("%s", error)
         self._close(simulation)
 
     def _close(self, simulation: ServedSimulation) -> None:
+        deadline = time.monotonic() + DELIVERY_SECONDS
         for endpoint in simulation.endpoints:
             endpoint.give_up()
             for connection in list(endpoint.connections):
+                if not simulation.said_exit:
+                    self._deliver(connection, deadline)
                 self._drop(connection)
+
+    def _deliver(self, connection: Connection, deadline: float) -> None:
+        with contextlib.suppress(PeerError):  # it is closed next, whatever i-PI says now
+            connection.deliver(deadline)
 
     def _drop(self, connection: Connection) -> None:
         self._asking.pop(connection, None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+log = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -39,6 +42,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
         for each, handler in previous.items():
             signal.signal(each, handler)
         stop.signal_number = number
+        log.warning(
+            "%s: stopping after what is being done now; once more to stop at once",
+            signal.Signals(number).name,
+        )
         stop.request(signal.Signals(number).name)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from forceserver.errors import UsageError
-from forceserver.exchange import Template
+from forceserver.exchange import BOHR_PER_ANGSTROM, Template
 from forceserver.structures import IntArray
+
+log = logging.getLogger(__name__)
 
 ISOTOPES = {"D": "H", "T": "H", "Z": "H"}  # i-PI's names; Z is its interpolated hydrogen
 
@@ -29,51 +32,69 @@ def read_template(path: Path) -> Template:
         UsageError: it cannot be read, or is empty.
     """
     if path.suffix == ".xyz" and "CELL" in _second_line(path):
+        from ipi.engine.initializer import init_file
+
         labels, has_cell = _read_file("xyz", path)
-        return Template(labels_to_numbers(labels, path), np.full(3, has_cell))
+        with contextlib.redirect_stdout(io.StringIO()):
+            positions = np.asarray(init_file("xyz", str(path))[0][0].q).reshape(-1, 3) / BOHR_PER_ANGSTROM
+        return Template(labels_to_numbers(labels, path), np.full(3, has_cell), positions)
     import ase.io
 
     try:
         atoms = ase.io.read(path)
     except Exception as error:
         raise UsageError(f"cannot read a template from {path}: {error}") from None
-    return Template(atoms.numbers.astype(np.int64), np.array(atoms.pbc, dtype=bool))
+    if not atoms.pbc.any():
+        log.warning(
+            "%s has no cell, so forces are those of a molecule in vacuum, whatever cell i-PI has. For a periodic system give a "
+            "template with its cell", path,
+        )  # fmt: skip
+    return Template(atoms.numbers.astype(np.int64), np.array(atoms.pbc, dtype=bool), atoms.positions)
 
 
-def initialized_labels(system: Any, input_path: Path) -> tuple[list[str], bool]:
-    """The labels of all atoms of an i-PI `<system>`, and whether it has a cell.
+def initialized_template(system: Any, input_path: Path) -> Template:
+    """The atoms of an i-PI `<system>`, periodic where it has a cell, which i-PI requires.
 
     Raises:
         UsageError: a file is missing or unreadable, or nothing names the atoms.
     """
     labels = [str(name) for name in system.beads.names.fetch()]
-    has_cell = bool(labels) and bool(np.trace(system.cell.fetch().h) > 0.0)
+    has_cell = bool(system.cell._explicit) and bool(np.trace(system.cell.fetch().h) > 0.0)
     for what, entry in system.initialize.extra if system.initialize._explicit else ():
-        mode = entry.mode.fetch()
-        if what == "labels" and mode == "manual":
-            labels = [str(label) for label in entry.getval()]
-        elif what in ("file", "labels") or (what == "positions" and mode != "manual" and not labels):
-            path = find_beside(str(entry.getval()), input_path)
-            names, file_has_cell = _read_file(mode, path)
-            labels = names if what != "positions" else labels
-            has_cell = has_cell or file_has_cell
-        elif what == "cell":
+        mode, index = entry.mode.fetch(), entry.index.fetch() if what == "labels" else -1
+        if what == "cell":
             has_cell = True
+        elif what in ("file", "labels") and mode != "manual":
+            labels, file_has_cell = _read_file(mode, find_beside(str(entry.getval()), input_path))
+            has_cell = has_cell or (file_has_cell and what == "file")
+        elif what == "labels" and index < 0:
+            labels = [str(label) for label in entry.getval()]
+        elif what == "labels" and index < len(labels):
+            labels[index] = str(np.ravel(entry.getval())[0]).strip()
     if not labels:
         raise UsageError(
             f"{input_path} does not say which atoms it has: <initialize> needs a <file> or <labels>, or <beads> their names"
         )
-    return labels, has_cell
+    return Template(labels_to_numbers(labels, input_path), np.full(3, has_cell))
 
 
 def find_beside(name: str, input_path: Path) -> Path:
-    """A file that an input names: i-PI looks in its own working directory, which is as a rule that of the input."""
-    for directory in (input_path.parent, Path()):
-        if (directory / name).exists():
-            return directory / name
-    raise UsageError(
-        f"{input_path} names the file '{name}', which is neither beside it nor in the current directory"
-    )
+    """A file that an input names: i-PI looks in its own working directory, which is as a rule that of the input.
+
+    Raises:
+        UsageError: it is neither there nor in ours, or not the same in both.
+    """
+    found = [directory / name for directory in (input_path.parent, Path()) if (directory / name).is_file()]
+    if not found:
+        raise UsageError(
+            f"{input_path} names the file '{name}', which is neither beside it nor in the current directory"
+        )
+    if len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
+        raise UsageError(
+            f"{input_path} names the file '{name}', and {found[0]} is not the same as {found[1].resolve()}. i-PI reads the one "
+            "in the directory in which it runs: start this server there as well"
+        )
+    return found[0]
 
 
 def labels_to_numbers(labels: Sequence[str], path: Path) -> IntArray:

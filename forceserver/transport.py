@@ -120,9 +120,9 @@ class Dialer:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._socket: socket.socket | None = None
-        self.reason = (
-            "no answer"  # why the last attempt did not succeed, for the line that says what we wait for
-        )
+        self.reason = "no answer"  # why the last attempt failed, for the line that says what we wait for
+        self._numeric_host: str | None = None
+        self.is_queueing = False  # somebody listens, but has a full queue
 
     def attempt(self) -> Stream | None:
         """A connected stream, or None: not yet.
@@ -133,21 +133,25 @@ class Dialer:
         if self._socket is None:
             self._socket = _new_socket(self.address)
         try:
-            code = self._socket.connect_ex(_socket_name(self.address))
-        except socket.gaierror as error:
+            code = self._socket.connect_ex(self._socket_name())
+        except (OSError, OverflowError, UnicodeError, TypeError) as error:
             self.close()
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+                self.reason = "its name cannot be looked up now"
+                return None
             raise UsageError(
-                f"host of {self.address} not found: {error.strerror}; check the name after -a or <address>"
+                f"{self.address} cannot be an address: {error}; check -a, or <address> and <port>"
             ) from None
-        except OSError as error:
-            self.close()
-            raise UsageError(f"cannot use {self.address} as an address: {error}") from None
         if code in (0, errno.EISCONN):
+            if _is_connected_to_itself(self._socket):
+                self.close()
+                return None
             stream, self._socket = Stream(self._socket), None
             return stream
         if code in (errno.EINPROGRESS, errno.EALREADY):
             return None
-        self.reason = os.strerror(code)
+        self.reason = _describe(code, self.address)
+        self.is_queueing = code == errno.EAGAIN  # which only unix sockets say
         self.close()
         if code not in NOT_YET:
             raise UsageError(f"cannot connect to {self.address}: {self.reason}")
@@ -158,6 +162,26 @@ class Dialer:
             self._socket.close()
             self._socket = None
 
+    def _socket_name(self) -> str | tuple[str, int]:
+        """Where to connect; a host is looked up once, for that may take long."""
+        if isinstance(self.address, UnixAddress):
+            return self.address.path
+        if self._numeric_host is None:
+            found = socket.getaddrinfo(
+                self.address.host, self.address.port, socket.AF_INET, socket.SOCK_STREAM
+            )
+            self._numeric_host = str(found[0][4][0])
+        return self._numeric_host, self.address.port
+
+
+def _describe(code: int, address: Address) -> str:
+    if isinstance(address, UnixAddress):
+        if code == errno.ECONNREFUSED:
+            return "a file is there, but nobody listens: left behind by an i-PI that was killed? Remove it before i-PI starts"
+        if code == errno.EAGAIN:
+            return "i-PI listens, but takes no more connections now"
+    return os.strerror(code)
+
 
 def _new_socket(address: Address) -> socket.socket:
     family = socket.AF_UNIX if isinstance(address, UnixAddress) else socket.AF_INET
@@ -166,5 +190,6 @@ def _new_socket(address: Address) -> socket.socket:
     return fresh
 
 
-def _socket_name(address: Address) -> str | tuple[str, int]:
-    return address.path if isinstance(address, UnixAddress) else (address.host, address.port)
+def _is_connected_to_itself(connected: socket.socket) -> bool:
+    """TCP lets a socket that polls a local port for long enough meet itself there."""
+    return connected.family == socket.AF_INET and connected.getsockname() == connected.getpeername()

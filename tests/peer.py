@@ -113,12 +113,13 @@ def make_server(
     numbers: list[int],
     *,
     others: Sequence[UnixAddress] = (),
+    positions: np.ndarray | None = None,
     **changes: object,
 ) -> Server:
     """A server for scripted sockets, one simulation each; `changes` go to `ServeOptions`."""
-    template = Template(np.array(numbers), np.ones(3, dtype=bool))
+    template = Template(np.array(numbers), np.ones(3, dtype=bool), positions)
     simulations = [
-        SimulationInput(None, (SocketSpec("test", each, {}, 1, None, (template,)),))
+        SimulationInput(None, (SocketSpec("test", each, {}, 1, None, template),))
         for each in (address, *others)
     ]
     return Server(simulations, evaluator, ServeOptions(**changes), StopRequest())  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from forceserver.inputfile import read_input
 from forceserver.species import read_template
 from forceserver.transport import InetAddress, UnixAddress
 
+CELL = '<cell units="angstrom" mode="abc"> [12, 12, 12] </cell>'
 XYZ = """3
 # CELL(abcABC): 10.0 10.0 10.0 90.0 90.0 90.0 positions{angstrom} cell{angstrom}
 O 0.0 0.0 0.0
@@ -74,7 +75,7 @@ def test_parameters_batch_size_and_beads_are_read(tmp_path: Path) -> None:
         8,
     )
     assert (slow.name, dict(slow.parameters), slow.batch_size, slow.n_requests) == ("slow", {}, 4, 2)
-    assert (fast.total_weight, slow.total_weight) == (0.0, 1.0)
+    assert (fast.has_weight, slow.has_weight) == (False, True)
 
 
 PDB = """CRYST1   10.000   10.000   10.000  90.00  90.00  90.00 P 1           1
@@ -98,8 +99,11 @@ H 0.0 1.0 0.0
         ('<file mode="pdb"> water.pdb </file>', [8, 1, 1]),
         ('<file mode="ase"> water.extxyz </file>', [8, 1, 1]),
         (FILE + '<labels mode="manual"> [ O18, D, T ] </labels>', [8, 1, 1]),
-        (FILE + '<cell units="angstrom" mode="abc"> [12, 12, 12] </cell>', [8, 1, 1]),
-        ('<positions mode="xyz"> water.xyz </positions><labels mode="xyz"> water.xyz </labels>', [8, 1, 1]),
+        (FILE + CELL, [8, 1, 1]),
+        (
+            '<positions mode="xyz"> water.xyz </positions><labels mode="xyz"> water.xyz </labels>' + CELL,
+            [8, 1, 1],
+        ),
     ],
 )
 def test_atoms_are_told_from_everything_that_i_pi_reads(
@@ -107,7 +111,7 @@ def test_atoms_are_told_from_everything_that_i_pi_reads(
 ) -> None:
     (tmp_path / "water.pdb").write_text(PDB)
     (tmp_path / "water.extxyz").write_text(EXTXYZ)
-    (template,) = read_input(write(tmp_path, initialize=initialize)).sockets[0].templates
+    template = read_input(write(tmp_path, initialize=initialize)).sockets[0].template
     assert template.atomic_numbers.tolist() == numbers
     assert template.pbc.all()
 
@@ -118,21 +122,58 @@ def test_atoms_written_inline_as_in_a_restart_are_told(tmp_path: Path) -> None:
         "<names shape='(2)'> [ C, Cl37 ] </names></beads><cell> [20, 0, 0, 0, 20, 0, 0, 0, 20] </cell>"
     )
     spec = read_input(write(tmp_path, system=beads)).sockets[0]
-    assert spec.templates[0].atomic_numbers.tolist() == [6, 17]
-    assert spec.templates[0].pbc.all()
+    assert spec.template.atomic_numbers.tolist() == [6, 17]
+    assert spec.template.pbc.all()
     assert spec.n_requests == 3
 
 
-def test_a_structure_without_a_cell_is_not_periodic(tmp_path: Path) -> None:
+def test_the_cell_may_stand_anywhere_that_i_pi_looks_for_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        system=f'<cell units="angstrom"> [10, 0, 0, 0, 10, 0, 0, 0, 10] </cell><initialize nbeads="1">{FILE}</initialize>',
+    )
+    (tmp_path / "water.xyz").write_text(XYZ.replace(XYZ.splitlines()[1], "no cell here"))
+    assert read_input(path).sockets[0].template.pbc.all()
+
+
+def test_a_file_that_is_another_in_our_directory_is_not_guessed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path)
-    (tmp_path / "water.xyz").write_text(XYZ.replace("CELL(abcABC): 10.0 10.0 10.0 90.0 90.0 90.0 ", ""))
-    assert not read_input(path).sockets[0].templates[0].pbc.any()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "water.xyz").write_text(XYZ.replace("O ", "S "))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is not the same as"):
+        read_input(path)
+
+
+def test_one_label_of_many_may_be_changed(tmp_path: Path) -> None:
+    path = write(tmp_path, initialize=FILE + '<labels mode="manual" index="1"> [ D ] </labels>')
+    assert read_input(path).sockets[0].template.atomic_numbers.tolist() == [8, 1, 1]
+    path = write(tmp_path, initialize=FILE + '<labels mode="manual" index="0"> [ S ] </labels>')
+    assert read_input(path).sockets[0].template.atomic_numbers.tolist() == [16, 1, 1]
+
+
+def test_a_socket_that_no_force_uses_is_left_alone(tmp_path: Path) -> None:
+    unused = SOCKET.replace('ff"', 'bias"').replace("here", "there")
+    (spec,) = read_input(write(tmp_path, forcefields=SOCKET + unused)).sockets
+    assert spec.name == "ff"
+
+
+def test_levels_of_one_socket_do_not_add_up(tmp_path: Path) -> None:
+    forces = (
+        '<force forcefield="ff"><mts_weights>[0, 1]</mts_weights></force>'
+        '<force forcefield="ff" nbeads="2"><mts_weights>[-1, 0]</mts_weights></force>'
+    )
+    (spec,) = read_input(write(tmp_path, forces=forces, n_beads=8)).sockets
+    assert spec.n_requests == 8
+    assert spec.has_weight  # +1 on eight beads and -1 on two do not cancel
 
 
 def test_the_files_of_an_input_are_found_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path)
     monkeypatch.chdir("/")
-    assert read_input(path).sockets[0].templates[0].n_atoms == 3
+    assert read_input(path).sockets[0].template.n_atoms == 3
 
 
 def test_json_says_the_same_as_xml(tmp_path: Path) -> None:
@@ -148,7 +189,7 @@ def test_json_says_the_same_as_xml(tmp_path: Path) -> None:
         == (theirs.address, theirs.n_requests)
         == (UnixAddress("/tmp/ipi_here"), 4)
     )
-    np.testing.assert_array_equal(ours.templates[0].atomic_numbers, theirs.templates[0].atomic_numbers)
+    np.testing.assert_array_equal(ours.template.atomic_numbers, theirs.template.atomic_numbers)
 
 
 def test_a_socket_inside_a_committee_is_a_socket(tmp_path: Path) -> None:
@@ -162,7 +203,7 @@ def test_an_activelist_leaves_only_its_atoms(tmp_path: Path) -> None:
     some = (
         '<ffsocket name="ff" mode="unix"><address>here</address><activelist> [0, 2] </activelist></ffsocket>'
     )
-    (template,) = read_input(write(tmp_path, forcefields=some)).sockets[0].templates
+    template = read_input(write(tmp_path, forcefields=some)).sockets[0].template
     assert template.atomic_numbers.tolist() == [8, 1]
 
 
@@ -176,7 +217,7 @@ def test_replicas_from_a_system_template_add_up(tmp_path: Path) -> None:
     path.write_text(f"<simulation>{SOCKET}{template}</simulation>")
     (spec,) = read_input(path).sockets
     assert spec.n_requests == 4
-    assert len(spec.templates) == 1
+    assert spec.template.atomic_numbers.tolist() == [8, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +248,12 @@ def test_nobody_reads_the_virial_of_plain_dynamics(tmp_path: Path) -> None:
             "'Xx' is no chemical element",
         ),
         ({"initialize": ""}, "does not say which atoms"),
+        (
+            {"forcefields": SOCKET.replace("</address>", "</address><activelist>[0, 700]</activelist>")},
+            "activelist",
+        ),
+        ({"forcefields": SOCKET.replace("</address>", "</address><batch_size>0</batch_size>")}, "batch_size"),
+        ({"forces": '<force forcefield="other"/>'}, "no <force> of any <system>"),
     ],
 )
 def test_an_input_that_cannot_be_served_says_why(tmp_path: Path, changes: dict[str, str], words: str) -> None:

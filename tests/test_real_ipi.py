@@ -88,7 +88,9 @@ def test_multiple_time_stepping_asks_for_each_force_as_often_as_the_theory_says(
     log = place.run("qtip4pf:direct=0.02")
     assert served(log) == ["81 direct on 'fast'", "11 conservative on 'slow'"]
     conserved = place.properties()[:, 1]
-    assert np.ptp(conserved) / 192 < 1e-3  # eV per atom over 40 fs; plain direct forces leave this band
+    assert (
+        np.ptp(conserved) / 192 < 5e-4
+    )  # eV per atom over 40 fs; plain direct forces leave this band (1.3e-3)
 
 
 def test_blended_forces_are_the_weighted_mean_and_bring_the_conservative_energy(place: Workplace) -> None:
@@ -157,7 +159,7 @@ def test_a_socket_can_choose_another_model(place: Workplace) -> None:
     np.testing.assert_allclose(forces, -2.0 * positions, rtol=1e-4, atol=1e-4)
 
 
-def test_a_json_input_and_a_restart_are_inputs_too(place: Workplace) -> None:
+def test_a_restart_is_an_input_too(place: Workplace) -> None:
     place.write_input(Socket(), steps=4)
     place.run("harmonic:k=2.0")
     restart = (
@@ -169,6 +171,15 @@ def test_a_json_input_and_a_restart_are_inputs_too(place: Workplace) -> None:
     log = place.run("harmonic:k=2.0")
     assert "O64 H128" in log
     assert place.properties()[-1, 0] == 6
+
+
+def test_a_json_input_is_an_input_too(place: Workplace) -> None:
+    place.write_input(Socket(), steps=2)
+    place.start("i-pi-convert-input", "input.xml", "input.json", log="convert.log").wait(60)
+    ipi = place.start_ipi("input.json")
+    assert place.start_server("noop", "-i", "input.json").wait(60) == 0, place.read("server.log")
+    assert ipi.wait(60) == 0
+    assert served(place.read("server.log")) == ["3 conservative on 'forces'"]
 
 
 def test_the_server_ends_when_i_pi_is_killed(place: Workplace) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import tempfile
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,10 @@ from forceserver.errors import (
     UsageError,
 )
 from forceserver.evaluate import Evaluator
+from forceserver.exchange import Template
+from forceserver.inputfile import SocketSpec
 from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces
+from forceserver.preflight import check_role
 from forceserver.roles import parse_forces_option, parse_role
 from forceserver.structures import ForceKind, ForceRole, Structure
 from forceserver.transport import UnixAddress, parse_address
@@ -236,15 +241,16 @@ def test_a_peer_that_leaves_without_exit_is_an_error_that_says_so() -> None:
 def test_an_i_pi_that_takes_the_connection_back_and_never_speaks_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("forceserver.connection.GREETING_SECONDS", 0.2)
+    monkeypatch.setattr("forceserver.endpoint.GREETING_SECONDS", 0.2)
     with scripted_ipi(lambda peers: peers[0].handshake(), keep_listening=True) as address:
         server = make_server(address, Evaluator({"default": Spring()}), [1])
         with pytest.raises(PeerError, match="it hangs"):
             server.run()
 
 
-def test_an_i_pi_that_drops_us_and_takes_us_back_is_served_on() -> None:
-    """As after its <timeout>: the connection ends without EXIT, the socket still listens."""
+@pytest.mark.parametrize("with_exit", [True, False], ids=["EXIT", "no EXIT"])
+def test_an_i_pi_that_drops_us_and_takes_us_back_is_served_on(with_exit: bool) -> None:
+    """As after its <timeout>: it says EXIT (or just closes), and its socket still listens."""
     with tempfile.TemporaryDirectory(prefix="fs-") as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/s")
         listener.listen(1)
@@ -253,8 +259,11 @@ def test_an_i_pi_that_drops_us_and_takes_us_back_is_served_on() -> None:
         def drop_and_take_back() -> None:
             first = Peer(listener.accept()[0])
             first.handshake()
+            if with_exit:
+                first.exit()
             first.connection.close()
             second = Peer(listener.accept()[0])
+            listener.close()
             second.handshake()
             second.ask(np.zeros((1, 3)), CELL)
             heard.append(second.hear_forces(1))
@@ -266,6 +275,81 @@ def test_an_i_pi_that_drops_us_and_takes_us_back_is_served_on() -> None:
         make_server(UnixAddress(f"{folder}/s"), Evaluator({"default": Spring()}), [1]).run()
         thread.join(10)
     assert len(heard) == 1
+
+
+def test_an_exit_in_the_wake_of_an_answer_does_not_disturb_the_other_connections() -> None:
+    """i-PI was told to end while we evaluated: EXIT stands behind the requests on both connections."""
+    potential = Spring()
+
+    def script(peers: list[Peer]) -> None:
+        for peer in peers:
+            peer.handshake()
+        for peer in peers:
+            peer.send(fake_ipi.posdata(np.zeros((1, 3)), CELL) + fake_ipi.GETFORCE + fake_ipi.EXIT)
+        for peer in peers:
+            peer.hear_forces(1)
+
+    with scripted_ipi(script, n_connections=2) as address:
+        make_server(
+            address, Evaluator({"default": potential}), [1], n_connections=2, linger_seconds=1.0
+        ).run()
+
+
+def test_a_simulation_that_is_given_up_does_not_make_the_server_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One i-PI has died in a way that keeps its socket open; the other goes on."""
+    monkeypatch.setattr("forceserver.endpoint.GREETING_SECONDS", 0.1)
+
+    def go_on(peers: list[Peer]) -> None:
+        peers[0].handshake()
+        time.sleep(1.0)  # the time in which a spin would show
+        peers[0].exit()
+
+    with (
+        scripted_ipi(lambda peers: peers[0].handshake(), keep_listening=True) as dead,
+        scripted_ipi(go_on) as alive,
+    ):
+        server = make_server(dead, Evaluator({"default": Spring()}), [1], others=[alive])
+        n_selects = 0
+        select = server._selector.select
+
+        def count(timeout: float | None = None) -> object:
+            nonlocal n_selects
+            n_selects += 1
+            return select(timeout)
+
+        monkeypatch.setattr(server._selector, "select", count)
+        with pytest.raises(PeerError, match="it hangs"):
+            server.run()
+    assert n_selects < 200
+
+
+def test_atoms_in_another_order_than_the_template_are_noticed_at_the_first_request() -> None:
+    positions = np.random.default_rng(5).normal(size=(3, 3)) * 3.0
+    numbers = [8, 1, 1]
+
+    def script(peers: list[Peer]) -> None:
+        peers[0].handshake()
+        peers[0].ask(positions[[1, 0, 2]] * BOHR, CELL)  # hydrogen first
+        assert peers[0].receive(1) == b""
+
+    with scripted_ipi(script) as address:
+        server = make_server(address, Evaluator({"default": Spring()}), numbers, positions=positions)
+        with pytest.raises(UsageError, match="another order"):
+            server.run()
+
+
+def test_a_model_without_a_direct_stress_is_refused_where_somebody_reads_the_virial() -> None:
+    template = Template(np.array([1]), np.ones(3, dtype=bool))
+    npt = SocketSpec("s", UnixAddress("/x"), {}, 1, 1, template, virial_readers=("the npt ensemble",))
+    models = {"default": Spring(direct_virial=False)}
+    with pytest.raises(UsageError, match=r"the npt ensemble reads it.*--virial conservative"):
+        check_role(ForceRole(1.0), npt, models)
+    check_role(ForceRole(1.0), npt, models, "conservative")
+    check_role(ForceRole(0.0), npt, models)
+    check_role(
+        ForceRole(1.0), replace(npt, has_weight=False), models
+    )  # the fast force of MTS counts for nothing
+    check_role(ForceRole(1.0), replace(npt, virial_readers=()), models)
 
 
 def test_one_simulation_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:

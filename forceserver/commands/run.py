@@ -35,6 +35,13 @@ metatomic file (`model.pt`). A model file is code: serve only what you trust.
 )
 @click.option("-S", "--sockets-prefix", metavar="PREFIX", help="As `i-pi -S`: in front of unix socket names.")
 @click.option(
+    "--socket",
+    "socket_names",
+    multiple=True,
+    metavar="NAME",
+    help="Serve only this <ffsocket> of the input; another program serves the rest. May be repeated.",
+)
+@click.option(
     "--forces",
     default="conservative",
     show_default=True,
@@ -48,6 +55,12 @@ metatomic file (`model.pt`). A model file is code: serve only what you trust.
 @click.option("--device", default="cpu", show_default=True, help="torch device, e.g. cuda:0.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float64"]), help="Precision; default: the model's own."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads of torch; default: all cores. Give each of several servers on one node its share.",
 )
 @click.option(
     "--net-force",
@@ -99,11 +112,13 @@ def run(
     address: str | None,
     template: Path | None,
     sockets_prefix: str | None,
+    socket_names: tuple[str, ...],
     forces: str,
     direct_model: str | None,
     also: tuple[str, ...],
     device: str,
     dtype: str | None,
+    threads: int | None,
     net_force: str,
     virial: str,
     connections: str,
@@ -132,14 +147,15 @@ def run(
     )
     request = ModelRequest(
         model,
-        also=dict(_parse_also(pair) for pair in also),
+        also=_parse_also(also),
         direct=direct_model,
         device=device,
         dtype=dtype,
+        threads=threads,
         keep_net_force=net_force == "keep",
         virial=virial,
     )
-    serve(simulations_from(inputs, address, template, sockets_prefix), request, options)
+    serve(simulations_from(inputs, address, template, sockets_prefix, socket_names), request, options)
 
 
 def _parse_connections(text: str) -> int | None:
@@ -152,8 +168,15 @@ def _parse_connections(text: str) -> int | None:
     return int(text)
 
 
-def _parse_also(text: str) -> tuple[str, str]:
-    name, separator, model = text.partition("=")
-    if not separator or not name or not model:
-        raise click.BadParameter(f"wanted NAME=MODEL, got '{text}'", param_hint="--also")
-    return name, model
+def _parse_also(pairs: tuple[str, ...]) -> dict[str, str]:
+    models: dict[str, str] = {}
+    for text in pairs:
+        name, separator, model = text.partition("=")
+        if not separator or not name or not model:
+            raise click.BadParameter(f"wanted NAME=MODEL, got '{text}'", param_hint="--also")
+        if name in models:
+            raise click.BadParameter(
+                f"'{name}' is given twice: {models[name]} and {model}", param_hint="--also"
+            )
+        models[name] = model
+    return models
