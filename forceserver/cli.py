@@ -15,10 +15,18 @@ from forceserver import __version__
 # name: (where the command lives, the line that --help shows for it)
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("forceserver.commands.run:run", "Serve forces to i-PI until it says EXIT."),
+    "launch": (
+        "forceserver.commands.launch:launch",
+        "i-PI and its force servers together: started, watched, resumed.",
+    ),
     "inputs": ("ipi_inputs.cli:inputs", "The library of i-PI inputs: list, show, write, lint."),
     "analyze": (
         "analysis.cli:analyze",
         "From i-PI's outputs to a report card: drift, equipartition, thermostat artifacts.",
+    ),
+    "demo": (
+        "forceserver.commands.demo:demo",
+        "The tour: 64 waters, what direct forces do, and how MTS mends it.",
     ),
 }
 

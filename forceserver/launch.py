@@ -1,0 +1,288 @@
+"""The supervisor: i-PI and its force servers as one thing that starts, is watched, is resumed and ends cleanly.
+
+i-PI 3.3 may hang for good when a client dies on it. So a server that was killed ends i-PI as well (SIGTERM: it writes RESTART),
+and both go on from there; one that closed its connections in order is only replaced. Whatever fails is tried again as long as
+the run gets further; `retries` failures without a single step between them end it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import select
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from forceserver.attempt import Attempt, ServerCommand
+from forceserver.errors import ForceServerError, UsageError
+from forceserver.inputfile import read_input
+from forceserver.progress import PropertiesTail
+from forceserver.restart import RunFiles, Start, choose_start, forget_run, read_run_files
+from forceserver.signals import StopRequest
+from forceserver.transport import InetAddress
+
+log = logging.getLogger(__name__)
+
+LOCK = ".forceserver.lock"
+POLL_SECONDS = 0.1
+LEAST_PATIENCE_SECONDS = 60.0  # with an i-PI that was given a new server
+LONGEST_TMPDIR = 60  # characters; the name of a unix socket has at most 107
+ROUNDED = " (its state is rounded: <simulation floatformat='%24.16e'> would continue it to the last bit)"
+
+Watcher = Callable[[int, PropertiesTail], None]
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    servers: ServerCommand
+    retries: int = 2  # failures in a row without a single step between them
+    time_limit_seconds: float | None = None
+    stall_seconds: float | None = None  # without a new row of output, after which the run counts as hung
+    fresh: bool = False  # start from the input, whatever stands in the folder
+
+
+class Ending(Enum):
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"  # by a signal or the time limit: RESTART continues it
+    FAILED = "failed"
+
+
+class Pulse:
+    """When the run last wrote a row of output, and whether it has been silent for too long.
+
+    An i-PI that loses a server in order goes on with the next one, but where both meet in the wrong moment it hangs. So after a
+    server was replaced the run may be silent for three times as long as it ever was, loading the model included.
+    """
+
+    def __init__(self, limit_seconds: float | None) -> None:
+        self._limit = limit_seconds
+        self._last = time.monotonic()
+        self._longest = 0.0
+        self._is_suspect = False
+
+    @property
+    def silence(self) -> float:
+        return time.monotonic() - self._last
+
+    def beat(self) -> None:
+        self._longest = max(self._longest, self.silence)
+        self._last, self._is_suspect = time.monotonic(), False
+
+    def expect_a_beat(self) -> None:
+        """A server was replaced: the run should go on as soon as the new one has loaded its model."""
+        self._last, self._is_suspect = time.monotonic(), True
+
+    def has_stopped(self) -> bool:
+        limits = [] if self._limit is None else [self._limit]
+        if self._is_suspect:
+            limits.append(max(LEAST_PATIENCE_SECONDS, 3.0 * self._longest))
+        return bool(limits) and self.silence > min(limits)
+
+
+class Supervisor:
+    """Runs attempts until the simulation has all its steps, or there is no point in going on.
+
+    Args:
+        input_path: the i-PI input; the run lives in its folder.
+        options: see `LaunchOptions`.
+        stop: asked whether a signal wants us to end.
+        watch: told the present step and the output, several times a second.
+    """
+
+    def __init__(self, input_path: Path, options: LaunchOptions, stop: StopRequest, watch: Watcher) -> None:
+        self.reason = ""  # why it ended as it did, for the user
+        self._input_path = input_path
+        self._options = options
+        self._stop = stop
+        self._watch = watch
+        self._furthest = -1  # step; -1: not a single evaluation so far
+        self._n_failures = 0  # since the furthest step was reached
+        limit = options.time_limit_seconds
+        self._deadline = None if limit is None else time.monotonic() + limit
+
+    def run(self) -> Ending:
+        """
+        Raises:
+            UsageError: the folder is in use or holds another run, a port is in use, a server refuses the input.
+            ForceServerError: i-PI does.
+        """
+        files = read_run_files(self._input_path)
+        if self._options.stall_seconds is not None and not files.properties:
+            raise UsageError(
+                f"--stall needs a <properties> output in {self._input_path}: there is nothing else to see a step by"
+            )
+        with _locked(self._input_path.parent) as lock:
+            if self._options.fresh:
+                forget_run(self._input_path)
+            while True:
+                start = choose_start(self._input_path)
+                if start.step >= files.total_steps:
+                    self.reason = f"all {files.total_steps} steps are done"
+                    return Ending.FINISHED
+                ending = self._attempt(start, files, lock)
+                if saved := files.furthest_state().step:
+                    self._note_step(saved)  # rows of output may be rarer than saved states
+                if ending is not Ending.FAILED or self._n_failures > self._options.retries:
+                    return ending
+                log.warning("%s; going on from the last state that was saved", self.reason)
+
+    def _attempt(self, start: Start, files: RunFiles, lock: int) -> Ending:
+        if start.step:
+            self._furthest = max(self._furthest, start.step)
+            precision = "" if files.is_exact else ROUNDED
+            log.info("continuing from step %d of %d%s", start.step, files.total_steps, precision)
+        elif self._furthest > 0:
+            log.warning(
+                "no checkpoint was written: starting again from step 0. Add a <checkpoint> to <output>"
+            )
+        _check_ports(self._input_path)
+        where = None if len(tempfile.gettempdir()) <= LONGEST_TMPDIR else "/tmp"
+        with tempfile.TemporaryDirectory(prefix="forceserver-", dir=where) as sockets:
+            attempt = Attempt(start, self._input_path.parent, f"{sockets}/", self._options.servers, lock)
+            try:
+                return self._watch_over(attempt, files)
+            finally:
+                attempt.end()
+
+    def _watch_over(self, attempt: Attempt, files: RunFiles) -> Ending:
+        tail = PropertiesTail(files.properties[0]) if files.properties else None
+        pulse = Pulse(self._options.stall_seconds)
+        while attempt.ipi.poll() is None and not attempt.all_servers_said_goodbye():
+            select.select([self._stop], [], [], POLL_SECONDS)
+            if self._stop.reason or (self._deadline is not None and time.monotonic() > self._deadline):
+                self.reason = self._stop.reason or "the time limit is reached"
+                attempt.end()
+                return Ending.INTERRUPTED
+            if tail is not None and tail.refresh():
+                pulse.beat()
+                self._note_step(tail.step if "step" in tail.row else self._furthest + 1)
+                self._watch(tail.step, tail)
+            if tail is not None and pulse.has_stopped():
+                self._fail(f"no step was written for {pulse.silence:.0f} s")
+                attempt.end(servers_answer=False)
+                return Ending.FAILED
+            for number, code in attempt.failed_servers():
+                if attempt.ipi.poll() is not None:
+                    break
+                if not self._replace_server(attempt, number, code):
+                    attempt.end(servers_answer=False)
+                    return Ending.FAILED
+                pulse.expect_a_beat()
+        return self._judge(attempt, files)
+
+    def _note_step(self, step: int) -> None:
+        if step > self._furthest:
+            self._furthest, self._n_failures = step, 0
+
+    def _fail(self, reason: str) -> None:
+        self.reason = reason
+        self._n_failures += 1
+
+    def _replace_server(self, attempt: Attempt, number: int, code: int) -> bool:
+        """A server has ended before i-PI: put another in its place, if i-PI can take it.
+
+        Raises:
+            UsageError: the server refuses its command line or the input; another would as well.
+        """
+        reason = attempt.why_server_ended(number, code)
+        if code == UsageError.exit_code:
+            raise UsageError(reason)
+        self._fail(reason)
+        if code < 0 or self._n_failures > self._options.retries:
+            return False
+        log.warning("%s; starting another", reason)
+        attempt.replace_server(number)
+        return True
+
+    def _judge(self, attempt: Attempt, files: RunFiles) -> Ending:
+        """i-PI has ended by itself. Its exit code says little: the steps that it has done say more."""
+        attempt.wait_for_farewell()
+        reached = files.furthest_state().step
+        if reached >= files.total_steps:
+            self.reason = f"all {files.total_steps} steps are done"
+            return Ending.FINISHED
+        if attempt.ipi.returncode == 0:
+            self.reason = f"i-PI ended by itself at step {reached} of {files.total_steps} (signal, EXIT file, time limit)"
+            return Ending.INTERRUPTED
+        if self._furthest < 0 and attempt.ipi.returncode > 0:
+            raise ForceServerError(f"{attempt.why_ipi_ended()}. All that it said is in i-pi.log")
+        self._fail(attempt.why_ipi_ended())
+        return Ending.FAILED
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Keep a second launch out of the folder. The lock is a file descriptor and ends with the last process that holds it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context((folder / LOCK).open("a+"))
+        except OSError as error:
+            raise UsageError(
+                f"cannot write in {folder}, where the run would live: {error.strerror}"
+            ) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UsageError(
+                f"{folder} is in use by another launch (process {holder}); give each run its own folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+def _check_ports(input_path: Path) -> None:
+    """Our servers must not meet the i-PI of somebody else, which a port shared with it would lead them to.
+
+    Raises:
+        UsageError: somebody listens on a port of this input, or its host is not this machine.
+    """
+    for spec in read_input(input_path).sockets:
+        if not isinstance(spec.address, InetAddress):
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as i-PI: what lingers is no obstacle
+            try:
+                probe.bind((spec.address.host, spec.address.port))
+            except OSError as error:
+                busy = error.errno == errno.EADDRINUSE
+                remedy = (
+                    "choose another <port>, or mode='unix'"
+                    if busy
+                    else "i-PI listens on its own machine only"
+                )
+                raise UsageError(
+                    f"i-PI cannot listen at {spec.address} of socket '{spec.name}': {error.strerror}; {remedy}"
+                ) from None
+
+
+def check_ending(ending: Ending, reason: str) -> None:
+    """Raises:
+    ForceServerError: the run failed.
+    """
+    if ending is Ending.FAILED:
+        raise ForceServerError(f"the run failed: {reason}")
+
+
+def check_devices(devices: Sequence[str], n_servers: int) -> None:
+    """Raises:
+    UsageError: more devices than servers: some would stand idle, which is not what anybody types them for.
+    """
+    if len(devices) > n_servers:
+        raise UsageError(
+            f"--devices names {len(devices)} devices for {n_servers} servers; add --servers {len(devices)}"
+        )

@@ -1,0 +1,143 @@
+"""Where a run stands and how it goes on: i-PI's RESTART and checkpoint files, and the input that they came from.
+
+A folder holds one run. `.forceserver.json` in it remembers the input that the run was started with, so that a changed input is
+noticed: i-PI would go on from RESTART with the old one, without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from forceserver.errors import UsageError
+from forceserver.inputfile import parse_input
+
+RECORD = ".forceserver.json"
+CONTINUATION = "CONTINUE.xml"
+STEP = re.compile(r"<step>\s*(\d+)\s*</step>")
+TOTAL_STEPS = re.compile(r"(<total_steps>)\s*(\d+)\s*(</total_steps>)")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The file from which i-PI starts, and the step at which."""
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files that tell how far a run is."""
+
+    input_path: Path
+    total_steps: int
+    is_exact: bool  # whether numbers are written with all their digits
+    properties: tuple[Path, ...]  # those with a column for the step first
+    checkpoints: tuple[tuple[Path, re.Pattern[str]], ...]  # folders, and the names that are written there
+
+    def states(self) -> list[Path]:
+        """All checkpoints that are there now: RESTART, those of the input, and where the last continuation began."""
+        return [
+            path
+            for folder, name in self.checkpoints
+            for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
+            if name.fullmatch(path.name)
+        ]
+
+    def furthest_state(self) -> Start:
+        """The readable checkpoint of the latest step; the input where there is none."""
+        found = [(step, path) for path in self.states() if (step := step_of(path)) is not None]
+        step, path = max(found, default=(0, self.input_path))
+        return Start(path, step)
+
+
+def read_run_files(input_path: Path) -> RunFiles:
+    """The outputs that an i-PI input declares.
+
+    Raises:
+        UsageError: not an i-PI input.
+    """
+    simulation = parse_input(input_path)
+    prefix = simulation.output.prefix.fetch()
+    with_step: list[Path] = []
+    without_step: list[Path] = []
+    checkpoints = [(input_path.parent, re.compile(f"RESTART|{re.escape(CONTINUATION)}"))]
+    for tag, output in simulation.output.extra:
+        name = f"{prefix}.{output.filename.fetch()}" if prefix else output.filename.fetch()
+        path = input_path.parent / name
+        if tag == "properties":
+            (with_step if "step" in output.fetch().outlist else without_step).append(path)
+        elif tag == "checkpoint":
+            checkpoints.append((path.parent, re.compile(rf"{re.escape(path.name)}(_\d+)?")))
+    total_steps, third = simulation.total_steps.fetch(), 1.0 / 3.0
+    is_exact = float(simulation.floatformat.fetch() % third) == third
+    return RunFiles(input_path, total_steps, is_exact, (*with_step, *without_step), tuple(checkpoints))
+
+
+def choose_start(input_path: Path) -> Start:
+    """The input itself, or the continuation of the run that stands furthest.
+
+    The number of steps is always that of the input, so that a finished run is extended by raising it there.
+
+    Raises:
+        UsageError: the folder holds a run of another input, or of this one before it was changed.
+    """
+    files = read_run_files(input_path)
+    state = files.furthest_state()
+    if state.path == input_path:
+        _remember(input_path)
+        return state
+    _check_same_input(input_path, state.path)
+    continuation, fresh = (input_path.with_name(name) for name in (CONTINUATION, f".{CONTINUATION}.new"))
+    fresh.write_text(TOTAL_STEPS.sub(rf"\g<1>{files.total_steps}\g<3>", state.path.read_text(), count=1))
+    fresh.replace(continuation)  # in one go: it may be the only state that is left
+    return Start(continuation, state.step)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step at which a checkpoint stands; None where there is none, or only the first half of one."""
+    try:
+        text = checkpoint.read_text()
+    except OSError:
+        return None
+    match = STEP.search(text)
+    return int(match[1]) if match and text.rstrip().endswith("</simulation>") else None
+
+
+def forget_run(input_path: Path) -> None:
+    """Put the states of an old run aside (`NAME.old`), so that the input starts afresh; i-PI keeps the old outputs itself."""
+    for path in read_run_files(input_path).states():
+        path.rename(path.with_name(path.name + ".old"))
+    (input_path.parent / RECORD).unlink(missing_ok=True)
+
+
+def _fingerprint(input_path: Path) -> str:
+    """Of an input, whatever its number of steps."""
+    text = TOTAL_STEPS.sub("", input_path.read_text())
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+
+
+def _remember(input_path: Path) -> None:
+    record = {"input": input_path.name, "sha256_without_total_steps": _fingerprint(input_path)}
+    (input_path.parent / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _check_same_input(input_path: Path, checkpoint: Path) -> None:
+    remedy = "Start afresh with --fresh, continue by hand with `i-pi RESTART`, or use a folder of its own for each run"
+    try:
+        record = json.loads((input_path.parent / RECORD).read_text())
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{checkpoint} is of a run that was not started with `launch`, so {input_path.name} may be another one. {remedy}"
+        ) from None
+    if record.get("input") != input_path.name:
+        raise UsageError(f"{checkpoint} belongs to {record.get('input')}, not to {input_path.name}. {remedy}")
+    if record.get("sha256_without_total_steps") != _fingerprint(input_path):
+        raise UsageError(
+            f"{input_path} was changed since this run began, and i-PI would continue from {checkpoint.name} without the change. "
+            f"{remedy}"
+        )

@@ -1,0 +1,76 @@
+"""A harmonic trap that goes wrong on demand, served for real: `ase:faulty_model:FaultyCalculator,fault=nan,at=20`.
+
+Units: eV and angstrom. Needs this folder on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from torch import OutOfMemoryError
+
+SPRING = 2.0  # eV/A^2, as `harmonic:k=2.0`
+
+Fault = Literal["none", "raise", "nan", "shape", "hang"]
+
+
+class FaultyCalculator(Calculator):
+    """E = SPRING/2 |r|^2, until something goes wrong.
+
+    Args:
+        fault: what goes wrong: an exception, a force that is NaN, one atom too few, or no answer at all.
+        at: in which evaluation of this process (from 0), and in every one after it.
+        when: not before this file exists.
+        fits: how many structures fit in memory at once. Each takes its share until its whole batch is done, as on a device,
+            and the one too many raises what torch raises.
+        pause: seconds that each evaluation takes.
+    """
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012  ASE's own way to declare them
+
+    def __init__(
+        self,
+        fault: Fault = "none",
+        at: int = 0,
+        when: str = "",
+        fits: int | None = None,
+        pause: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.fault, self.at, self.when, self.fits, self.pause = fault, at, when, fits, pause
+        self.n_evaluations = 0
+        self.in_memory: list[weakref.ref[Atoms]] = []
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Any = ("energy",),
+        system_changes: Any = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        assert atoms is not None
+        self.in_memory = [each for each in self.in_memory if each() is not None] + [weakref.ref(atoms)]
+        if self.fits is not None and len(self.in_memory) > self.fits:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        time.sleep(self.pause)
+        goes_wrong = self.n_evaluations >= self.at and (not self.when or Path(self.when).exists())
+        self.n_evaluations += 1
+        forces = -SPRING * atoms.positions
+        if goes_wrong:
+            forces = self.spoil(forces)
+        self.results = {"energy": 0.5 * SPRING * float((atoms.positions**2).sum()), "forces": forces}
+
+    def spoil(self, forces: np.ndarray) -> np.ndarray:
+        if self.fault == "raise":
+            raise ValueError("the neighbour list is full")
+        if self.fault == "hang":
+            time.sleep(3600.0)
+        if self.fault == "nan":
+            forces[-1, 2] = np.nan
+        return forces[:-1] if self.fault == "shape" else forces

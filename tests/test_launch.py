@@ -1,0 +1,404 @@
+"""`forceserver launch` against everything that ends: servers, i-PI, itself. Real processes and signals, deterministic runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket as sockets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forceserver.attempt import ServerCommand
+from forceserver.errors import UsageError
+from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor
+from forceserver.processes import start_process
+from forceserver.progress import PropertiesTail
+from forceserver.restart import choose_start, forget_run, read_run_files, step_of
+from forceserver.signals import StopRequest
+from launched import (
+    TRAP,
+    assert_same_run,
+    children,
+    is_running,
+    last_step,
+    launch,
+    restart_step,
+    wait_for,
+    wait_for_step,
+    write_run,
+)
+from real_ipi import Socket, Workplace, free_port, workplace
+
+STEPS = 120
+SLOWLY = f"{TRAP},pause=0.02"  # long enough for a signal to arrive in the middle
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workplace]:
+    """With a folder of its own for sockets, which must be empty in the end."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with workplace() as place:
+        (place.path / "t").mkdir()
+        monkeypatch.setenv("TMPDIR", str(place.path / "t"))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[Workplace]:
+    """The same run, which nobody disturbed, served by other code."""
+    with workplace() as place:
+        write_run(place, steps=STEPS)
+        place.run("harmonic:k=2.0")
+        yield place
+
+
+def assert_nothing_is_left(place: Workplace, process_ids: list[int]) -> None:
+    assert not [each for each in process_ids if is_running(each)]
+    assert not list((place.path / "t").iterdir()), "a socket directory was left behind"
+
+
+def all_children(process: subprocess.Popen[str]) -> list[int]:
+    return children(process, "i-pi") + children(process, "forceserver")
+
+
+@pytest.mark.parametrize("n_servers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_server_that_is_killed_costs_the_run_nothing(
+    place: Workplace, reference: Workplace, n_servers: int
+) -> None:
+    write_run(place, steps=STEPS)
+    process = launch(place, "--servers", str(n_servers), model=SLOWLY)
+    wait_for_step(place, 10)
+    before = all_children(process)
+    os.kill(children(process, "forceserver")[0], signal.SIGKILL)
+    assert process.wait(90) == 0, place.read("launch.log")
+    assert "server 1 was killed by SIGKILL; going on from the last state" in place.read("launch.log")
+    assert "continuing from step" in place.read("launch.log")
+    assert f"of {STEPS}, " in place.read(
+        "launch.log"
+    )  # progress, where there is no terminal to draw a bar on
+    assert_same_run(place, reference)
+    assert_nothing_is_left(place, before)
+
+
+def test_a_server_that_stops_in_order_is_replaced_and_i_pi_never_notices(
+    place: Workplace, reference: Workplace
+) -> None:
+    """Each server returns a NaN at its sixtieth force; nothing of it reaches i-PI, and the run goes on without a restart."""
+    write_run(place, steps=STEPS)
+    process = launch(place, model=f"{TRAP},fault=nan,at=60")
+    assert process.wait(90) == 0, place.read("launch.log")
+    log = place.read("launch.log")
+    assert log.count("forces that are not finite (on 1 of 3 atoms)") == 2
+    assert "continuing" not in log
+    assert_same_run(place, reference)
+    assert_nothing_is_left(place, [])
+
+
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [
+        (signal.SIGTERM, "launch"),
+        pytest.param(signal.SIGINT, "launch", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "all", marks=pytest.mark.slow),  # as Slurm does
+        pytest.param(signal.SIGINT, "all", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_all_with_a_restart_and_the_same_command_finishes(
+    place: Workplace, reference: Workplace, number: signal.Signals, whom: str
+) -> None:
+    write_run(place, steps=STEPS)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 10)
+    before = all_children(process)
+    for each in [process.pid, *(before if whom == "all" else [])]:
+        os.kill(each, number)
+    assert process.wait(30) == 75, place.read("launch.log")
+    assert f"{number.name}" in place.read("launch.log")
+    assert_nothing_is_left(place, before)
+    assert restart_step(place) == last_step(place)
+    assert launch(place).wait(90) == 0, place.read("launch.log")
+    assert f"continuing from step {restart_step(place)}" not in place.read("launch.log")
+    assert_same_run(place, reference)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_all_within_the_30_s_of_a_batch_system_even_while_a_server_hangs(
+    place: Workplace,
+) -> None:
+    write_run(place, steps=1_000_000)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 5)
+    before = all_children(process)
+    os.kill(children(process, "forceserver")[0], signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75, place.read("launch.log")
+    assert restart_step(place) == last_step(place)
+    assert_nothing_is_left(place, before)
+
+
+@pytest.mark.slow
+def test_the_time_limit_ends_the_run_with_a_restart(place: Workplace) -> None:
+    write_run(place, steps=1_000_000)
+    assert launch(place, "--time-limit", "8", model=SLOWLY).wait(60) == 75
+    assert "the time limit is reached" in place.read("launch.log")
+    assert restart_step(place) == last_step(place) > 0
+
+
+def test_a_killed_launch_takes_i_pi_and_servers_with_it_and_keeps_the_folder_until_they_are_gone(
+    place: Workplace,
+) -> None:
+    write_run(place, steps=1_000_000)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 5)
+    before = all_children(process)
+    assert len(before) == 2
+    process.kill()
+    process.wait()
+    with (place.path / ".forceserver.lock").open() as lock:
+        with pytest.raises(BlockingIOError):  # i-PI still writes
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        wait_for(lambda: not any(is_running(each) for each in before), 30)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert restart_step(place) == last_step(place)  # i-PI was asked, not killed
+
+
+@pytest.mark.slow
+def test_a_stopped_server_is_a_stall_that_the_run_survives(place: Workplace, reference: Workplace) -> None:
+    write_run(place, steps=STEPS)
+    process = launch(place, "--stall", "10", model=SLOWLY)
+    wait_for_step(place, 10)
+    before = all_children(process)
+    os.kill(children(process, "forceserver")[0], signal.SIGSTOP)
+    assert process.wait(90) == 0, place.read("launch.log")
+    assert "no step was written for 10 s" in place.read("launch.log")
+    assert_same_run(place, reference)
+    assert_nothing_is_left(place, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_i_pi_that_is_killed_goes_on_from_its_checkpoint_or_from_the_start(
+    place: Workplace, reference: Workplace, checkpoint: bool
+) -> None:
+    write_run(place, steps=STEPS, checkpoint=checkpoint)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 10)
+    os.kill(children(process, "i-pi")[0], signal.SIGKILL)
+    assert process.wait(90) == 0, place.read("launch.log")
+    log = place.read("launch.log")
+    assert "i-PI was killed by SIGKILL" in log
+    assert ("continuing from step" in log) is checkpoint
+    assert ("no checkpoint was written: starting again from step 0" in log) is not checkpoint
+    assert_same_run(place, reference)
+
+
+@pytest.mark.slow
+def test_a_model_that_always_fails_is_given_up_after_the_retries(place: Workplace) -> None:
+    write_run(place, steps=STEPS)
+    assert launch(place, "--retries", "1", model=f"{TRAP},fault=raise").wait(90) == 1
+    log = place.read("launch.log")
+    assert log.count("starting another") == 1
+    assert "the run failed: server 1 ended with code 1: the model failed" in log
+    assert "the neighbour list is full" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_an_i_pi_that_ends_by_itself_is_not_started_again(place: Workplace) -> None:
+    write_run(place, steps=1_000_000)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 5)
+    (place.path / "EXIT").touch()
+    assert process.wait(60) == 75
+    assert "i-PI ended by itself at step" in place.read("launch.log")
+
+
+@pytest.mark.slow
+def test_an_i_pi_that_cannot_start_is_reported_in_its_own_words(place: Workplace) -> None:
+    path = write_run(place, steps=5)
+    path.write_text(path.read_text().replace('forcefield="forces"', 'forcefield="nobody"'))
+    process = launch(place, model="harmonic:k=2.0")
+    assert process.wait(60) in (1, 2)
+    log = place.read("launch.log")
+    assert "Traceback" not in log
+    assert "nobody" in log
+
+
+def supervise(path: Path, **changes: bool) -> Ending:
+    """`launch` without a process of its own, for what is refused before anything starts."""
+    options = LaunchOptions(ServerCommand("harmonic:k=2.0"), **changes)
+    return Supervisor(path, options, StopRequest(), lambda step, tail: None).run()
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(place: Workplace) -> None:
+    with sockets.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        path = write_run(place, Socket(mode="inet", port=taken.getsockname()[1]))
+        with pytest.raises(UsageError, match="Address already in use; choose another <port>"):
+            supervise(path)
+    assert not (place.path / "i-pi.log").exists()
+
+
+@pytest.mark.slow
+def test_an_inet_run_survives_the_loss_of_its_server_on_the_same_port(
+    place: Workplace, reference: Workplace
+) -> None:
+    write_run(place, Socket(mode="inet", port=free_port()), steps=STEPS)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 10)
+    os.kill(children(process, "forceserver")[0], signal.SIGKILL)
+    assert process.wait(90) == 0, place.read("launch.log")
+    assert_same_run(place, reference)
+
+
+def test_a_second_launch_in_the_same_folder_is_refused_and_changes_nothing(place: Workplace) -> None:
+    path = write_run(place, steps=5)
+    restart = write_state(place, "RESTART", 3)
+    with (place.path / ".forceserver.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4321")
+        lock.flush()
+        with pytest.raises(UsageError, match=r"in use by another launch \(process 4321\)"):
+            supervise(path, fresh=True)
+    assert restart.exists()
+
+
+def test_a_run_that_has_all_its_steps_is_finished_without_starting_anything(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS)
+    choose_start(path)
+    write_state(place, "RESTART", STEPS)
+    assert supervise(path) is Ending.FINISHED
+    assert not (place.path / "i-pi.log").exists()
+
+
+def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    """A process in between starts `sleep` as launch starts a server, and is killed."""
+    reader, writer = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        child = start_process(["sleep", "600"], folder=tmp_path, log=tmp_path / "log")
+        os.write(writer, str(child.pid).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(middle, 0)
+    child_id = int(os.read(reader, 20))
+    os.close(reader)
+    os.close(writer)
+    wait_for(lambda: not is_running(child_id), 10)
+
+
+def test_a_run_that_was_given_a_new_server_may_be_silent_for_a_while_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("forceserver.launch.time.monotonic", lambda: now[0])
+    pulse = Pulse(None)
+    for now[0] in (40.0, 41.0, 42.0):  # 40 s to load the model, then a row each second
+        pulse.beat()
+    now[0] = 1e6
+    assert not pulse.has_stopped()  # without --stall nobody knows how long a step may take
+    pulse.expect_a_beat()
+    now[0] += 119.0
+    assert not pulse.has_stopped()
+    now[0] += 2.0
+    assert pulse.has_stopped()
+    pulse.beat()
+    now[0] += 1e6
+    assert not pulse.has_stopped()
+
+
+# The folder of a run, without any process.
+
+
+def write_state(place: Workplace, name: str, step: int) -> Path:
+    path = place.path / name
+    path.write_text(
+        f"<simulation>\n <step>{step}</step>\n <total_steps>{STEPS}</total_steps>\n</simulation>\n"
+    )
+    return path
+
+
+def test_the_state_that_stands_furthest_is_continued_with_the_steps_of_the_input(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS, checkpoint=True)
+    assert choose_start(path).path == path
+    write_state(place, "RESTART", 20)
+    write_state(place, "simulation.chk", 35)
+    path.write_text(path.read_text().replace(f"<total_steps>{STEPS}<", "<total_steps>500<"))
+    start = choose_start(path)
+    assert (start.path.name, start.step) == ("CONTINUE.xml", 35)
+    assert "<total_steps>500</total_steps>" in start.path.read_text()
+    assert read_run_files(path).total_steps == 500
+
+
+def test_half_a_checkpoint_is_no_state_and_the_last_continuation_stands_in(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS)
+    choose_start(path)
+    restart = write_state(place, "RESTART", 20)
+    choose_start(path)
+    restart.write_text(restart.read_text()[:40])  # i-PI was killed while it wrote
+    assert step_of(restart) is None
+    assert choose_start(path).step == 20
+
+
+def test_a_changed_input_is_refused_and_fresh_puts_the_old_states_aside(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS, checkpoint=True)
+    choose_start(path)
+    for name in ("RESTART", "simulation.chk"):
+        write_state(place, name, 20)
+    path.write_text(path.read_text().replace("0.5 </timestep>", "0.25 </timestep>"))
+    with pytest.raises(UsageError, match="was changed since this run began"):
+        choose_start(path)
+    forget_run(path)
+    assert choose_start(path).step == 0
+    assert (place.path / "RESTART.old").exists()
+
+
+def test_a_restart_of_a_run_that_launch_did_not_start_is_refused(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS)
+    write_state(place, "RESTART", 20)
+    with pytest.raises(UsageError, match="not started with `launch`"):
+        choose_start(path)
+
+
+def test_progress_is_read_from_new_complete_rows_only(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    head = "# column   1     --> step : The current step.\n# column   2     --> temperature{kelvin} : T.\n"
+    path.write_text(f"{head} 7 300.0\n")
+    tail = PropertiesTail(path)
+    assert not tail.refresh()  # of the run before
+    with path.open("a") as file:
+        file.write(" 8 310.0\n 9 32")
+    assert tail.refresh()
+    assert (tail.step, tail.row["temperature{kelvin}"]) == (8, 310.0)
+
+
+# Faults at random.
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_ten_thousand_steps_with_faults_at_random_lose_nothing(place: Workplace) -> None:
+    """SIGKILL and SIGTERM on server and i-PI in turn at random steps; the end is that of an undisturbed run."""
+    n_steps, n_faults = 10_000, 15
+    faults = [("forceserver", signal.SIGKILL), ("forceserver", signal.SIGTERM), ("i-pi", signal.SIGKILL)]
+    write_run(place, steps=n_steps, checkpoint=True)
+    at = 600 * np.arange(n_faults) + np.random.default_rng(1).integers(100, 400, n_faults)
+    process = launch(place, model="harmonic:k=2.0")
+    for number, step in enumerate(at):
+        program, signal_number = faults[number % len(faults)]
+        wait_for_step(place, int(step), seconds=200)
+        wait_for(lambda program=program: bool(children(process, program)))
+        os.kill(children(process, program)[0], signal_number)
+    assert process.wait(300) == 0, place.read("launch.log")
+    log = place.read("launch.log")
+    assert log.count("going on from the last state") + log.count("starting another") == n_faults, log
+    with workplace() as undisturbed:
+        write_run(undisturbed, steps=n_steps)
+        undisturbed.run("harmonic:k=2.0", seconds=300)
+        assert_same_run(place, undisturbed)
