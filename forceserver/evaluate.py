@@ -18,7 +18,7 @@ import torch
 from forceserver.dump import dump_structure
 from forceserver.errors import BadForces, ForceServerError, ModelError, OutOfMemory, one_line
 from forceserver.parts import Part, Parts, take_apart
-from forceserver.potentials.interface import Batch, Potential
+from forceserver.potentials.interface import BatchBuilder, Potential
 from forceserver.structures import CONSERVATIVE, DIRECT, FloatArray, ForceKind, ForceRole, Result, Structure
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,10 @@ class Evaluator:
     ) -> None:
         self.models = models
         self.statistics = EvaluationStatistics()
+        self._builders = {
+            name: BatchBuilder(potential.capabilities.dtype, potential.capabilities.device)
+            for name, potential in models.items()
+        }
         self._keep_net_force = keep_net_force
         self.virial = virial
         self._dump_directory = dump_directory
@@ -131,9 +135,7 @@ class Evaluator:
 
     def _call(self, model: str, kinds: frozenset[ForceKind], structures: Sequence[Structure]) -> Parts:
         potential = self.models[model]
-        batch = Batch.from_structures(
-            structures, dtype=potential.capabilities.dtype, device=potential.capabilities.device
-        )
+        batch = self._builders[model].build(structures)
         try:
             taken = take_apart(
                 potential(batch, kinds), structures

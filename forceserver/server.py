@@ -37,6 +37,7 @@ from forceserver.structures import ForceRole, Result, Structure
 log = logging.getLogger(__name__)
 
 CONSERVATIVE_ROLE = ForceRole()
+SPIN_SECONDS = 0.0003  # after the last word of i-PI
 DELIVERY_SECONDS = 2.0  # for i-PI to take what it was promised, before we leave
 
 Asked = Mapping[Connection, Sequence[Structure]]
@@ -155,7 +156,7 @@ class Server:
         """Wait for bytes, at most until the linger or the next attempt to connect is due, and hand them on."""
         self._update_interest()
         self.statistics.clock.enter("waiting")
-        ready = self._selector.select(self._patience())
+        ready = self._select()
         self.statistics.clock.enter("unpacking")
         for key, events in ready:
             connection: Connection | None = key.data
@@ -165,6 +166,15 @@ class Server:
                 self._flush(connection)
             if events & selectors.EVENT_READ and connection.is_open:
                 self._hear(connection)
+
+    def _select(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Look a few times before going to sleep: i-PI's next word often comes sooner than a sleeper is woken."""
+        patience = self._patience()
+        asleep_at = min(self._last_heard + SPIN_SECONDS, time.monotonic() + (patience or SPIN_SECONDS))
+        ready = self._selector.select(0)
+        while not ready and time.monotonic() < asleep_at:
+            ready = self._selector.select(0)
+        return ready or self._selector.select(patience)
 
     def _patience(self) -> float | None:
         """Seconds to wait for bytes; None: as long as it takes."""

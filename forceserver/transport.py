@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from forceserver.errors import UsageError
 
-RECEIVE_BYTES = 1 << 20
+RECEIVE_BYTES = 1 << 18
 NOT_YET = {
     errno.ENOENT,
     errno.ECONNREFUSED,
@@ -75,6 +75,9 @@ class Stream:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connected
         self._unsent = bytearray()
+        self._landing = memoryview(
+            bytearray(RECEIVE_BYTES)
+        )  # kept: a fresh buffer for each message costs more than it
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -86,7 +89,7 @@ class Stream:
     def receive(self) -> bytes | None:
         """What has arrived; empty at the end of the stream; None where nothing has."""
         try:
-            return self._socket.recv(RECEIVE_BYTES)
+            return bytes(self._landing[: self._socket.recv_into(self._landing)])
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:  # reset by a peer that died with data unread

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from forceserver.structures import FloatArray, ForceKind, Structure
 
+MOST_KEPT = 256  # combinations of templates and batch sizes
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -35,26 +37,75 @@ class Batch:
     def from_structures(
         structures: Sequence[Structure], *, dtype: torch.dtype, device: torch.device
     ) -> Batch:
-        """Concatenate structures and move them to the device, one transfer per array.
+        """Concatenate structures and move them to the device; see `BatchBuilder`, which keeps what does not change."""
+        return BatchBuilder(dtype, device).build(structures)
 
-        Coordinates are rounded to `dtype` only here: everything before is float64. Where that loses digits, atoms that have
-        wandered through many cells are brought back into the first one before, so that it does not lose more.
+
+class BatchBuilder:
+    """Makes batches in one precision on one device. What stays the same from step to step is moved there once.
+
+    Args:
+        dtype: of positions and cells, which are rounded to it only here; everything before is float64.
+        device: where the batch goes, one transfer per array.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype = dtype
+        self._device = device
+        self._kept: dict[tuple[tuple[int, int], ...], _Constants] = {}
+
+    def build(self, structures: Sequence[Structure]) -> Batch:
+        """A batch of the structures in their order.
+
+        Where `dtype` loses digits, atoms that have wandered through many cells are brought back into the first one
+        before, so that it does not lose more.
         """
-        n_atoms = tuple(structure.n_atoms for structure in structures)
-        wandering = dtype != torch.float64
+        wandering = self._dtype != torch.float64
         positions = np.concatenate([_wrapped(each) if wandering else each.positions for each in structures])
         cells = np.stack([structure.cell for structure in structures])
-        numbers = np.concatenate([structure.atomic_numbers for structure in structures])
-        pbc = np.stack([structure.pbc for structure in structures])
-        atom_to_structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
+        constants = self._constants(structures)
         return Batch(
-            positions=torch.as_tensor(positions).to(device=device, dtype=dtype),
-            cells=torch.as_tensor(cells).to(device=device, dtype=dtype),
-            atomic_numbers=torch.as_tensor(numbers).to(device),
-            atom_to_structure=torch.as_tensor(atom_to_structure).to(device),
-            pbc=torch.as_tensor(pbc).to(device),
-            n_atoms=n_atoms,
+            positions=torch.from_numpy(positions).to(device=self._device, dtype=self._dtype),
+            cells=torch.from_numpy(cells).to(device=self._device, dtype=self._dtype),
+            atomic_numbers=constants.atomic_numbers,
+            atom_to_structure=constants.atom_to_structure,
+            pbc=constants.pbc,
+            n_atoms=constants.n_atoms,
         )
+
+    def _constants(self, structures: Sequence[Structure]) -> _Constants:
+        """Species and periodicity come from a template, the same arrays at every step."""
+        key = tuple((id(structure.atomic_numbers), id(structure.pbc)) for structure in structures)
+        constants = self._kept.get(key)
+        if constants is None:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            constants = self._kept[key] = self._make_constants(structures)
+        return constants
+
+    def _make_constants(self, structures: Sequence[Structure]) -> _Constants:
+        n_atoms = tuple(structure.n_atoms for structure in structures)
+        numbers = np.concatenate([structure.atomic_numbers for structure in structures])
+        return _Constants(
+            atomic_numbers=torch.as_tensor(numbers).to(self._device),
+            atom_to_structure=torch.as_tensor(np.repeat(np.arange(len(n_atoms)), n_atoms)).to(self._device),
+            pbc=torch.as_tensor(np.stack([structure.pbc for structure in structures])).to(self._device),
+            n_atoms=n_atoms,
+            owners=tuple((structure.atomic_numbers, structure.pbc) for structure in structures),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Constants:
+    """What all batches of the same templates share."""
+
+    atomic_numbers: Tensor
+    atom_to_structure: Tensor
+    pbc: Tensor
+    n_atoms: tuple[int, ...]
+    owners: tuple[
+        object, ...
+    ]  # the arrays by whose identity these are found again: kept alive, so that it stays theirs
 
 
 def _wrapped(structure: Structure) -> FloatArray:
