@@ -9,11 +9,11 @@ from forceserver.preflight import lacks_virial
 from forceserver.structures import CONSERVATIVE, DIRECT, ForceRole
 
 if TYPE_CHECKING:
+    from forceserver.bookkeeping import ServeStatistics
     from forceserver.evaluate import Evaluator
     from forceserver.inputfile import SimulationInput, SocketSpec
     from forceserver.neighbors import NeighborStatistics
     from forceserver.potentials.interface import Capabilities
-    from forceserver.server import ServeStatistics
 
 PHASES = ("waiting", "unpacking", "neighbour lists", "model", "packing")
 

@@ -16,12 +16,13 @@ import contextlib
 import logging
 import selectors
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from forceserver.atom_order import check_order
+from forceserver.bookkeeping import ServeStatistics
 from forceserver.connection import Connection
 from forceserver.endpoint import Endpoint, ServedSimulation
 from forceserver.errors import Disconnected, ForceServerError, ModelError, PeerError
@@ -50,32 +51,6 @@ class ServeOptions:
     wait_seconds: float = 600.0  # for i-PI to listen
     linger_seconds: float = 0.001  # of silence, after which an incomplete gathering is evaluated
     on_bad_forces: Literal["stop", "reconnect"] = "stop"
-
-
-class PhaseClock:
-    """Where the time goes: each moment belongs to exactly one phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._phase = "waiting"
-        self._since = time.perf_counter()
-
-    def enter(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[self._phase] += now - self._since
-        self._phase, self._since = phase, now
-
-
-@dataclass
-class ServeStatistics:
-    """What was served, for the report at the end."""
-
-    n_requests: Counter[tuple[str, str]] = field(
-        default_factory=Counter
-    )  # {(socket, role): structures asked for}
-    n_gatherings: int = 0
-    n_lingered: int = 0  # gatherings that were evaluated because nobody spoke any more
-    clock: PhaseClock = field(default_factory=PhaseClock)
 
 
 class Server:
