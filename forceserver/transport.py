@@ -142,6 +142,10 @@ class Dialer:
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
                 self.reason = "its name cannot be looked up now"
                 return None
+            if isinstance(error, socket.gaierror):
+                raise UsageError(
+                    f"host of {self.address} not found: {error.strerror}; check the name after -a or in <address>"
+                ) from None
             raise UsageError(
                 f"{self.address} cannot be an address: {error}; check -a, or <address> and <port>"
             ) from None

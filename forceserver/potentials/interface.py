@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forceserver.structures import FloatArray, ForceKind, Structure
+from forceserver.structures import ForceKind, Structure
 
 MOST_KEPT = 256  # combinations of templates and batch sizes
 
@@ -55,13 +55,8 @@ class BatchBuilder:
         self._kept: dict[tuple[tuple[int, int], ...], _Constants] = {}
 
     def build(self, structures: Sequence[Structure]) -> Batch:
-        """A batch of the structures in their order.
-
-        Where `dtype` loses digits, atoms that have wandered through many cells are brought back into the first one
-        before, so that it does not lose more.
-        """
-        wandering = self._dtype != torch.float64
-        positions = np.concatenate([_wrapped(each) if wandering else each.positions for each in structures])
+        """A batch of the structures in their order, their positions as they are: not every potential may wrap them."""
+        positions = np.concatenate([structure.positions for structure in structures])
         cells = np.stack([structure.cell for structure in structures])
         constants = self._constants(structures)
         return Batch(
@@ -106,15 +101,6 @@ class _Constants:
     owners: tuple[
         object, ...
     ]  # the arrays by whose identity these are found again: kept alive, so that it stays theirs
-
-
-def _wrapped(structure: Structure) -> FloatArray:
-    """Positions within the cell along its periodic directions."""
-    if not structure.pbc.any():
-        return structure.positions
-    to_fractions = np.linalg.pinv(structure.cell)  # not inv: an open axis may have no lattice vector
-    cells_away = np.floor(structure.positions @ to_fractions) * structure.pbc
-    return structure.positions - cells_away @ structure.cell
 
 
 @dataclass(frozen=True, eq=False)
