@@ -1,10 +1,13 @@
-# Everything happens in .venv, which the first call makes.
+# Everything happens in .venv, which the first call makes. `make demo` and `make test` are all that a fresh machine needs.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test test-slow lint clean
+.PHONY: demo test test-slow lint clean
+
+demo: .venv/core
+	$(BIN)/forceserver demo
 
 test: .venv/test
 	$(BIN)/python -m pytest
@@ -30,5 +33,5 @@ lint: .venv/test
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
