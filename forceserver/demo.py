@@ -46,7 +46,7 @@ STOPS = (
     Stop("direct", "nve-direct", INNER_STEP_FS),
     Stop("blended 0.5", "nve-blended", INNER_STEP_FS),
     Stop("MTS, M = 8", "nve-mts", 8 * INNER_STEP_FS),
-    Stop("8 beads, PILE-L, MTS, M = 4", "pimd-mts", 4 * INNER_STEP_FS, share=0.4),
+    Stop("8 beads, MTS, M = 4", "pimd-mts", 4 * INNER_STEP_FS, share=0.4),
 )
 
 
@@ -135,16 +135,8 @@ def _tabulate(outcomes: Sequence[Outcome]) -> Table:
     from analysis.kinetics import species_temperatures
 
     table = Table(title="64 water molecules, 300 K")
-    for column in (
-        "run",
-        "steps",
-        "ps",
-        "wall s per fs",
-        "drift of conserved\nmeV/ps/atom",
-        "T(H) K",
-        "T(O) K",
-    ):
-        table.add_column(column, justify="left" if column == "run" else "right")
+    for column in ("run", "steps", "ps", "wall s\nper fs", "drift\nmeV/ps/atom", "T(H)\nK", "T(O)\nK"):
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for outcome in outcomes:
         temperatures = species_temperatures(outcome.run)
         table.add_row(
