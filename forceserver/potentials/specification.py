@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 
-from forceserver.errors import UsageError
+from forceserver.errors import UsageError, suggest
 
 POSITIONAL = "model"
 FILE_SCHEME = "metatomic"
@@ -78,12 +77,6 @@ def require_positive(scheme: str, numbers: Mapping[str, float], keys: Iterable[s
     for key in keys:
         if numbers[key] <= 0.0:
             raise UsageError(f"{scheme}: option '{key}' must be positive, got {numbers[key]:g}")
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing when no known word comes near."""
-    matches = get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
 def _parse_items(spec: str, rest: str) -> dict[str, str]:
