@@ -18,7 +18,7 @@ import numpy as np
 
 from forceserver.errors import UsageError
 from forceserver.exchange import BOHR_PER_ANGSTROM, Template
-from forceserver.structures import IntArray
+from forceserver.structures import FloatArray, IntArray
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,7 @@ def read_template(path: Path) -> Template:
         UsageError: it cannot be read, or is empty.
     """
     if path.suffix == ".xyz" and "CELL" in _second_line(path):
-        from ipi.engine.initializer import init_file
-
-        labels, has_cell = _read_file("xyz", path)
-        with contextlib.redirect_stdout(io.StringIO()):
-            positions = np.asarray(init_file("xyz", str(path))[0][0].q).reshape(-1, 3) / BOHR_PER_ANGSTROM
+        labels, has_cell, positions = _read_file("xyz", path)
         return Template(labels_to_numbers(labels, path), np.full(3, has_cell), positions)
     import ase.io
 
@@ -65,7 +61,7 @@ def initialized_template(system: Any, input_path: Path) -> Template:
         if what == "cell":
             has_cell = True
         elif what in ("file", "labels") and mode != "manual":
-            labels, file_has_cell = _read_file(mode, find_beside(str(entry.getval()), input_path))
+            labels, file_has_cell, _ = _read_file(mode, find_beside(str(entry.getval()), input_path))
             has_cell = has_cell or (file_has_cell and what == "file")
         elif what == "labels" and index < 0:
             labels = [str(label) for label in entry.getval()]
@@ -117,23 +113,33 @@ def labels_to_numbers(labels: Sequence[str], path: Path) -> IntArray:
     return np.array([numbers[label] for label in labels], dtype=np.int64)
 
 
-def _read_file(mode: str, path: Path) -> tuple[list[str], bool]:
-    """Labels and presence of a cell, through i-PI's own readers."""
+def _read_file(mode: str, path: Path) -> tuple[list[str], bool, FloatArray]:
+    """Labels, presence of a cell, and positions (n_atoms, 3) in angstrom of the first frame, through i-PI's own readers."""
     from ipi.engine.initializer import init_chk, init_file
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             if mode == "chk":
                 beads, cell, _ = init_chk(str(path))
-                return [str(name) for name in beads.names], bool(np.any(cell.h != 0.0))
-            atoms, cell = init_file(mode, str(path))
+                return (
+                    [str(name) for name in beads.names],
+                    bool(np.any(cell.h != 0.0)),
+                    _in_angstrom(beads.q[0]),
+                )
+            frames, cell = init_file(mode, str(path))
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}") from None
     except Exception as error:
         raise UsageError(
             f"i-PI cannot read {path} as '{mode}': {str(error) or type(error).__name__}"
         ) from None
-    return [str(name) for name in atoms[0].names], bool(np.trace(cell.h) > 0.0)
+    return [str(name) for name in frames[0].names], bool(np.trace(cell.h) > 0.0), _in_angstrom(frames[0].q)
+
+
+def _in_angstrom(coordinates: Any) -> FloatArray:
+    """i-PI's flat coordinates in bohr as (n_atoms, 3) in angstrom."""
+    positions: FloatArray = np.asarray(coordinates).reshape(-1, 3) / BOHR_PER_ANGSTROM
+    return positions
 
 
 def _second_line(path: Path) -> str:
