@@ -24,23 +24,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from inputs import ENDLESS, write_input
+
 BIN = Path(sys.executable).parent
-WATER64 = Path(__file__).parents[1] / "ipi_inputs" / "water64.xyz"
 WARM_UP_SECONDS = 30.0  # imports and first allocations are no leak
 FAREWELL_SECONDS = 60.0
-INPUT = """<simulation verbosity="medium" sockets_prefix="{folder}/s_">
-  <output prefix="out"><properties stride="100000" filename="out"> [ step ] </properties></output>
-  <total_steps> 1000000000 </total_steps>
-  <ffsocket name="ff" mode="unix" pbc="false"><address>ff</address></ffsocket>
-  <system>
-    <initialize nbeads="1"><file mode="xyz"> {structure} </file>
-      <velocities mode="thermal" units="kelvin"> 300 </velocities></initialize>
-    <forces><force forcefield="ff"/></forces>
-    <ensemble><temperature units="kelvin"> 300 </temperature></ensemble>
-    <motion mode="dynamics"><dynamics mode="nve"><timestep units="femtosecond"> 0.5 </timestep></dynamics></motion>
-  </system>
-</simulation>
-"""
 AVERAGE = re.compile(r"Average timings at MD step +(\d+)\. t/step: (\S+)")
 
 
@@ -116,7 +104,7 @@ def soak(folder: Path, seconds: float, interval: float) -> list[Sample]:
     Raises:
         RuntimeError: one of them ended early, or not with exit code 0.
     """
-    (folder / "input.xml").write_text(INPUT.format(folder=folder, structure=WATER64))
+    write_input(folder, steps=ENDLESS, output_stride=100_000)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log, server_log = folder / "i-pi.log", folder / "server.log"
     with log.open("wb") as ipi_output, server_log.open("wb") as server_output:

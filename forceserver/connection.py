@@ -23,6 +23,7 @@ class Connection:
         self.endpoint = endpoint
         self.role: ForceRole | None = None  # INIT says which; no request comes before INIT
         self.is_open = True
+        self.watched_for = 0  # the events that the server's selector waits for
         self._stream = stream
         self._session = Session(frozenset({endpoint.template.n_atoms}))
         self._fileno = stream.fileno()
@@ -62,7 +63,17 @@ class Connection:
 
     def flush(self) -> bool:
         """Send what waits to be sent. False when the peer is gone."""
-        return self._stream.send(self._session.data_to_send())
+        data = self._session.data_to_send()
+        if not data and not self._stream.has_unsent:
+            return True
+        return self._stream.send(data) and self._answer_ahead()
+
+    def _answer_ahead(self) -> bool:
+        """In a packet of its own, never cut: of a status that i-PI reads in two parts it makes a lost connection."""
+        if not self._stream.is_clear:
+            return True
+        answer = self._session.answer_ahead()
+        return self._stream.send(answer) if answer else True
 
     def deliver(self, deadline: float) -> None:
         """Hand over the forces that i-PI was promised with HAVEDATA: on a client that leaves then, it would wait for ever.

@@ -74,12 +74,16 @@ class Endpoint:
         capacity = n_introduced * self.spec.batch_size
         return n_structures >= min(self.spec.n_requests or capacity, capacity)
 
-    def next_deadline_in(self) -> float | None:
-        """Seconds until this endpoint wants to be looked at again; None: whenever i-PI speaks."""
-        now = time.monotonic()
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to look at here until i-PI speaks."""
+        return not self._n_missing and self.greeting_due is None
+
+    def next_deadline_in(self) -> float:
+        """Seconds until an endpoint that is not settled wants to be looked at again."""
         deadlines = [self._next_attempt] if self.is_dialing else []
         deadlines += [self.greeting_due] if self.greeting_due is not None else []
-        return max(0.0, min(deadlines) - now) if deadlines else None
+        return max(0.0, min(deadlines) - time.monotonic())
 
     def dial(self) -> list[Connection]:
         """Open what is missing and can be opened now; never waits.

@@ -74,12 +74,18 @@ class NobodyListening(PeerError):
     """No i-PI was listening at the address within the time allowed."""
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception of somebody else's says, in one line. TorchScript puts the reason last, everybody else first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def one_line(error: BaseException, *, whole: bool = False) -> str:
+    """What an exception of somebody else's says, in one line, without a full stop; its type where it says nothing.
+
+    Args:
+        error: TorchScript puts the reason into its last line, everybody else into the first.
+        whole: all of its lines, joined.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if not lines:
-        return "no message"
-    return lines[-1] if "TorchScript" in lines[0] else lines[0]
+        return type(error).__name__
+    text = " ".join(lines) if whole else lines[-1 if "TorchScript" in lines[0] else 0]
+    return text.rstrip(".")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

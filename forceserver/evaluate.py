@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -17,14 +17,14 @@ import torch
 
 from forceserver.dump import dump_structure
 from forceserver.errors import BadForces, ForceServerError, ModelError, OutOfMemory, one_line
-from forceserver.parts import Part, Parts, take_apart
-from forceserver.potentials.interface import BatchBuilder, Potential
-from forceserver.structures import CONSERVATIVE, DIRECT, FloatArray, ForceKind, ForceRole, Result, Structure
+from forceserver.foresight import Foresight, ForesightStatistics, Job, Kinds
+from forceserver.parts import Part, take_apart
+from forceserver.potentials.interface import BatchBuilder, Capabilities, Potential, is_out_of_memory
+from forceserver.structures import CONSERVATIVE, DIRECT, FloatArray, ForceRole, Result, Structure
 
 log = logging.getLogger(__name__)
 
 VirialSource = Literal["own", "conservative", "none"]
-OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
 
 Work = Sequence[tuple[Structure, ForceRole]]
 
@@ -39,6 +39,8 @@ class EvaluationStatistics:
         default_factory=lambda: defaultdict(int)
     )  # {structures in a call: calls}
     n_splits: int = 0  # calls repeated in halves because they did not fit in memory
+    n_fused_passes: int = 0  # that gave a structure more kinds of forces than its first asker wanted
+    foresight: ForesightStatistics = field(default_factory=ForesightStatistics)
 
 
 class Evaluator:
@@ -51,6 +53,7 @@ class Evaluator:
         virial: where the virial of a direct role comes from: the model's own direct stress, its conservative virial (costs
             a backward pass each time), or nowhere.
         dump_directory: where the structure behind a bad result is written.
+        fusion: evaluate both kinds of forces at once where one is expected to be asked for after the other.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Evaluator:
         keep_net_force: bool = False,
         virial: VirialSource = "own",
         dump_directory: Path = Path(),
+        fusion: bool = True,
     ) -> None:
         self.models = models
         self.statistics = EvaluationStatistics()
@@ -70,37 +74,67 @@ class Evaluator:
         self._keep_net_force = keep_net_force
         self.virial = virial
         self._dump_directory = dump_directory
-        self._largest_batch: dict[tuple[str, frozenset[ForceKind]], int] = {}  # atoms that are known to fit
+        fusing = [name for name, potential in models.items() if _gains_from_fusion(potential.capabilities)]
+        self._foresight = Foresight(fusing, self.statistics.foresight) if fusion and fusing else None
+        self._largest_batch: dict[tuple[str, Kinds], int] = {}  # atoms that are known to fit
 
-    def evaluate(self, work: Work) -> list[Result]:
+    def evaluate(self, work: Work, askers: Sequence[Hashable] = ()) -> list[Result]:
         """Results in the order of `work`: one model call for each model, set of kinds and periodicity, if memory allows.
+
+        Args:
+            work: what is asked for at the moment.
+            askers: the simulation behind each; without them nothing is foreseen or kept.
 
         Raises:
             BadForces: a result is not finite; the structure was written to a file that the message names.
             ModelError: the model failed on a structure, likewise written.
             OutOfMemory: one structure alone does not fit.
         """
-        groups: dict[tuple[str, frozenset[ForceKind], bytes], list[int]] = defaultdict(list)
-        for index, (structure, role) in enumerate(work):
-            groups[role.model, self._kinds(role), structure.pbc.tobytes()].append(index)
-        results: dict[int, Result] = {}
-        for (model, kinds, _), indices in groups.items():
-            evaluated = self._evaluate_group(model, kinds, [work[index] for index in indices])
-            results.update(zip(indices, evaluated, strict=True))
-        return [results[index] for index in range(len(work))]
+        jobs: Sequence[Job] = [Job(structure, role.model, self._kinds(role)) for structure, role in work]
+        if self._foresight is None or not askers:
+            return self._evaluate_jobs(jobs, work)
+        jobs = self._foresight.plan(jobs, askers)
+        try:
+            return self._evaluate_jobs(jobs, work)
+        except ModelError as error:
+            self._foresight.forget()
+            if not (isinstance(error, OutOfMemory) and any(job.is_fused for job in jobs)):
+                raise
+        log.warning("both kinds of forces at once do not fit in memory: from now on each is evaluated alone")
+        self._foresight = None
+        return self.evaluate(work)
 
-    def _kinds(self, role: ForceRole) -> frozenset[ForceKind]:
+    @property
+    def n_kept(self) -> int:
+        """Results that are held at the moment, for requests that are foreseen."""
+        return self._foresight.n_kept if self._foresight else 0
+
+    def _evaluate_jobs(self, jobs: Sequence[Job], work: Work) -> list[Result]:
+        """Results for `work` from the jobs that answer it, after evaluating those that are not evaluated yet."""
+        groups: dict[tuple[str, Kinds, bytes], list[Job]] = defaultdict(list)
+        for job in dict.fromkeys(jobs):
+            if job.part is None:
+                groups[job.model, job.kinds, job.structure.pbc.tobytes()].append(job)
+        for (model, kinds, _), group in groups.items():
+            self._evaluate_group(model, kinds, group)
+        return [self._result(job, structure, role) for job, (structure, role) in zip(jobs, work, strict=True)]
+
+    def _kinds(self, role: ForceRole) -> Kinds:
         if DIRECT in role.kinds and self.virial == "conservative":
             return frozenset({CONSERVATIVE, DIRECT})
         return role.kinds
 
-    def _evaluate_group(self, model: str, kinds: frozenset[ForceKind], work: Work) -> list[Result]:
+    def _evaluate_group(self, model: str, kinds: Kinds, jobs: Sequence[Job]) -> None:
         """Evaluate in as few calls as memory allows; a call that does not fit is repeated with half of its structures."""
-        results: list[Result] = []
-        while len(results) < len(work):
-            chunk = _first_that_fit(work[len(results) :], self._largest_batch.get((model, kinds)))
+        n_done = 0
+        while n_done < len(jobs):
+            chunk = _first_that_fit(jobs[n_done:], self._largest_batch.get((model, kinds)))
             try:
-                results += self._evaluate_chunk(model, kinds, chunk)
+                parts = self._call(model, kinds, [job.structure for job in chunk])
+                for job, part in zip(chunk, parts, strict=True):
+                    job.part = part
+                self.statistics.n_fused_passes += any(job.is_fused for job in chunk)
+                n_done += len(chunk)
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -108,32 +142,22 @@ class Evaluator:
                 if len(chunk) == 1:
                     device = self.models[model].capabilities.device
                     raise OutOfMemory(
-                        f"one structure of {chunk[0][0].n_atoms} atoms does not fit in the memory of {device}; "
+                        f"one structure of {chunk[0].structure.n_atoms} atoms does not fit in the memory of {device}; "
                         "use a larger device or a smaller model"
-                    ).on(chunk[0][0]) from error
+                    ).on(chunk[0].structure) from error
             # Out here, where no exception holds the tensors of that call any more.
             self._remember_half(model, kinds, chunk)
-        return results
 
-    def _evaluate_chunk(self, model: str, kinds: frozenset[ForceKind], work: Work) -> list[Result]:
-        structures = [structure for structure, _ in work]
-        taken = self._call(model, kinds, structures)
-        results = [self._result(part, role) for part, (_, role) in zip(taken.parts, work, strict=True)]
-        for result, (structure, role) in zip(results, work, strict=True):
-            if not taken.all_finite or result.forces.shape[0] != structure.n_atoms:
-                self._refuse_bad(result, structure, role)
-        return results
-
-    def _remember_half(self, model: str, kinds: frozenset[ForceKind], work: Work) -> None:
+    def _remember_half(self, model: str, kinds: Kinds, jobs: Sequence[Job]) -> None:
         torch.cuda.empty_cache()  # does nothing without a GPU
-        largest = sum(structure.n_atoms for structure, _ in work[: len(work) // 2])
+        largest = sum(job.structure.n_atoms for job in jobs[: len(jobs) // 2])
         self._largest_batch[model, kinds] = largest
         self.statistics.n_splits += 1
         log.warning(
-            "out of memory with %d structures; from now on at most %d atoms in one call", len(work), largest
+            "out of memory with %d structures; from now on at most %d atoms in one call", len(jobs), largest
         )
 
-    def _call(self, model: str, kinds: frozenset[ForceKind], structures: Sequence[Structure]) -> Parts:
+    def _call(self, model: str, kinds: Kinds, structures: Sequence[Structure]) -> list[Part]:
         potential = self.models[model]
         batch = self._builders[model].build(structures)
         try:
@@ -149,9 +173,7 @@ class Evaluator:
         self.statistics.batch_sizes[len(structures)] += 1
         return taken
 
-    def _blame(
-        self, model: str, kinds: frozenset[ForceKind], structures: Sequence[Structure], error: Exception
-    ) -> NoReturn:
+    def _blame(self, model: str, kinds: Kinds, structures: Sequence[Structure], error: Exception) -> NoReturn:
         """A model raised: find the structure on which it does, write it, and say so."""
         if len(structures) > 1:
             for structure in structures:
@@ -170,7 +192,16 @@ class Evaluator:
             structures[0]
         ) from error
 
-    def _result(self, part: Part, role: ForceRole) -> Result:
+    def _result(self, job: Job, structure: Structure, role: ForceRole) -> Result:
+        """What a role wants of a job that is done, if it is fit to be sent."""
+        part = job.part
+        assert part is not None
+        result = self._blend(part, role)
+        if not part.is_finite or result.forces.shape[0] != structure.n_atoms:
+            self._refuse_bad(result, structure, role)
+        return result
+
+    def _blend(self, part: Part, role: ForceRole) -> Result:
         """Blend what one structure needs, in float64."""
         fraction = role.direct_fraction
         direct_virial = part.conservative_virial if self.virial == "conservative" else part.direct_virial
@@ -200,19 +231,16 @@ class Evaluator:
         ).on(structure)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """torch says it with a type of its own on a GPU, and in words alone on a CPU and from inside TorchScript."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
-
-
-def _first_that_fit(work: Work, largest: int | None) -> Work:
-    """As much of the front of `work` as has at most `largest` atoms, and never nothing."""
+def _first_that_fit(jobs: Sequence[Job], largest: int | None) -> Sequence[Job]:
+    """As much of the front of `jobs` as has at most `largest` atoms, and never nothing."""
     if largest is None:
-        return work
-    n_atoms = np.cumsum([structure.n_atoms for structure, _ in work])
-    return work[: max(1, int(np.searchsorted(n_atoms, largest, side="right")))]
+        return jobs
+    n_atoms = np.cumsum([job.structure.n_atoms for job in jobs])
+    return jobs[: max(1, int(np.searchsorted(n_atoms, largest, side="right")))]
+
+
+def _gains_from_fusion(capabilities: Capabilities) -> bool:
+    return capabilities.conservative and capabilities.direct and capabilities.shares_forward_pass
 
 
 def _wanted(forces: FloatArray | None) -> FloatArray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from forceserver.structures import BoolArray, FloatArray, IntArray, Result, Stru
 BOHR_PER_ANGSTROM = 1.8897261
 HARTREE_PER_EV = 0.036749326
 ATOMIC_UNITS_PER_EV_PER_ANGSTROM = HARTREE_PER_EV / BOHR_PER_ANGSTROM
+NO_VIRIAL = np.zeros((3, 3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +66,20 @@ def distinct_structures(request: ForceRequest, template: Template) -> list[Struc
     while n_distinct > 1 and _same_structure(request, n_distinct - 2, n_distinct - 1):
         n_distinct -= 1
     positions = request.positions[:n_distinct] / BOHR_PER_ANGSTROM
-    cells = request.cells[:n_distinct].swapaxes(1, 2) / BOHR_PER_ANGSTROM
     return [
-        Structure(template.atomic_numbers, position, cell, template.pbc)
-        for position, cell in zip(positions, cells, strict=True)
+        Structure(
+            template.atomic_numbers, positions[index], _cell(request.cells[index].tobytes()), template.pbc
+        )
+        for index in range(n_distinct)
     ]
+
+
+@lru_cache(maxsize=512)
+def _cell(columns: bytes) -> FloatArray:
+    """A cell in our units (3, 3), read-only; most simulations have one all their life."""
+    cell: FloatArray = np.frombuffer(columns, np.float64).reshape(3, 3).T / BOHR_PER_ANGSTROM
+    cell.flags.writeable = False
+    return cell
 
 
 def make_reply(request: ForceRequest, results: Sequence[Result]) -> ForceReply:
@@ -79,19 +90,21 @@ def make_reply(request: ForceRequest, results: Sequence[Result]) -> ForceReply:
     """
     n_missing = request.n_structures - len(results)
     padded = [*results, *[results[-1]] * n_missing]
-    energies = np.array([result.energy for result in padded])
-    forces = np.stack([result.forces for result in padded])
-    virials = np.stack([_virial_or_zero(result) for result in padded])
+    energies = np.array([result.energy for result in padded], dtype=np.float64)
+    forces = np.concatenate([result.forces for result in padded]).reshape(len(padded), -1, 3)
+    virials = np.array([NO_VIRIAL if result.virial is None else result.virial for result in padded])
     return ForceReply(
         energies=energies * HARTREE_PER_EV,
         forces=forces * ATOMIC_UNITS_PER_EV_PER_ANGSTROM,
         virials=virials * HARTREE_PER_EV,
-        extras=tuple(json.dumps(result.extras) if result.extras else "" for result in padded),
+        extras=_extras(padded),
     )
 
 
-def _virial_or_zero(result: Result) -> FloatArray:
-    return np.zeros((3, 3)) if result.virial is None else result.virial
+def _extras(results: Sequence[Result]) -> tuple[str, ...]:
+    if not any(result.extras for result in results):
+        return ()
+    return tuple(json.dumps(result.extras) if result.extras else "" for result in results)
 
 
 def _same_structure(request: ForceRequest, first: int, second: int) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forceserver.errors import UsageError
+from forceserver.errors import UsageError, one_line
 from forceserver.exchange import Template
 from forceserver.species import initialized_template
 from forceserver.transport import Address, InetAddress, UnixAddress
@@ -119,7 +118,7 @@ def parse_input(path: Path) -> Any:
             root = parse(text)
             simulation.parse(root.fields[0][1])
     except Exception as error:  # i-PI raises whatever comes to hand
-        raise UsageError(f"{path} is not an input that i-PI accepts: {_one_line(error)}") from None
+        raise UsageError(f"{path} is not an input that i-PI accepts: {one_line(error, whole=True)}") from None
     return simulation
 
 
@@ -170,7 +169,7 @@ def _instances(template: Any, path: Path) -> Iterator[Any]:
                 system.parse(xml_parse_string(filled).fields[0][1])
         except Exception as error:
             raise UsageError(
-                f"{path}: a <system_template> does not fill to a <system>: {_one_line(error)}"
+                f"{path}: a <system_template> does not fill to a <system>: {one_line(error, whole=True)}"
             ) from None
         yield system
 
@@ -290,8 +289,3 @@ def _quiet() -> Iterator[None]:
     """i-PI prints while it parses; stdout is for results."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def _one_line(error: Exception) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return text or type(error).__name__

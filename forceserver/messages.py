@@ -5,16 +5,19 @@ Units on the wire are atomic (bohr, hartree), numbers are native-endian, lattice
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from forceserver.errors import BadForces, ProtocolError
-from forceserver.structures import FloatArray
+from forceserver.structures import FloatArray, is_finite
 
 HEADER_LENGTH = 12
+INT = struct.Struct("=i")
+NO_EXTRA = INT.pack(0)
 MAX_INIT_LENGTH = 1 << 20  # bytes; the longest INIT string seen in the wild has a few hundred
 MAX_ATOMS = 10_000_000  # in one message, where the caller knows no better
 
@@ -31,6 +34,8 @@ class Header(bytes, Enum):
     READY = b"READY       "
     HAVEDATA = b"HAVEDATA    "
     FORCEREADY = b"FORCEREADY  "
+
+    __hash__ = bytes.__hash__  # so that a table of headers can be asked with the bytes that came
 
 
 @dataclass(frozen=True)
@@ -89,48 +94,44 @@ class Exit:
 Event = Initialized | ForceRequest | Exit
 
 
-def encode_reply(reply: ForceReply) -> bytes:
-    """The answer to GETFORCE. A single structure is laid out as a batch of one."""
-    extras = [extra.encode() for extra in reply.extras] or [b""] * len(reply.energies)
-    return b"".join(
-        (
-            Header.FORCEREADY,
-            as_bytes(reply.energies),
-            np.int32(reply.forces.shape[1]).tobytes(),
-            as_bytes(reply.forces),
-            as_bytes(reply.virials),
-            *(np.int32(len(extra)).tobytes() + extra for extra in extras),
-        )
-    )
+def encode_reply(reply: ForceReply, request: ForceRequest) -> bytes:
+    """The answer to GETFORCE. A single structure is laid out as a batch of one.
 
-
-def check_reply(reply: ForceReply, request: ForceRequest) -> None:
-    """The last gate before the wire: i-PI believes whatever it gets, NaN included.
+    This is the last gate before the wire: i-PI believes whatever it gets, NaN included.
 
     Raises:
-        BadForces: with the first thing that is wrong.
+        BadForces: the reply has another shape than the request, is not finite, or a virial is not symmetric.
     """
     n_structures, n_atoms = request.n_structures, request.n_atoms
-    wanted = {
-        "energies": (reply.energies, (n_structures,)),
-        "forces": (reply.forces, (n_structures, n_atoms, 3)),
-        "virials": (reply.virials, (n_structures, 3, 3)),
-    }
-    for name, (array, shape) in wanted.items():
-        if array.shape != shape:
-            raise BadForces(f"{name} for i-PI have shape {array.shape}, wanted {shape}")
-        if not np.isfinite(array).all():
-            raise BadForces(f"{name} for i-PI are not finite")
-    if not np.array_equal(reply.virials, reply.virials.swapaxes(1, 2)):
+    energies = _encode_array("energies", reply.energies, (n_structures,))
+    forces = _encode_array("forces", reply.forces, (n_structures, n_atoms, 3))
+    virials = _encode_array("virials", reply.virials, (n_structures, 3, 3))
+    transposed = reply.virials.swapaxes(1, 2)
+    # Equal bits are equal numbers, and cheaper to compare; only -0 and 0 differ in their bits alone.
+    if virials != transposed.tobytes() and not np.array_equal(reply.virials, transposed):
         raise BadForces(
             "a virial for i-PI is not symmetric; i-PI would drop its lower triangle without a word"
         )
-    if len(reply.extras) not in (0, n_structures):
+    return b"".join((Header.FORCEREADY, energies, INT.pack(n_atoms), forces, virials, *_encode_extras(reply)))
+
+
+def _encode_array(name: str, array: FloatArray, shape: tuple[int, ...]) -> bytes:
+    if array.shape != shape or array.dtype != np.float64:
+        raise BadForces(
+            f"{name} for i-PI are {array.dtype} of shape {array.shape}, wanted float64 of {shape}"
+        )
+    if not is_finite(array):
+        raise BadForces(f"{name} for i-PI are not finite")
+    return array.tobytes()
+
+
+def _encode_extras(reply: ForceReply) -> Iterable[bytes]:
+    n_structures = len(reply.energies)
+    if not reply.extras:
+        return (NO_EXTRA,) * n_structures
+    if len(reply.extras) != n_structures:
         raise BadForces(f"{len(reply.extras)} extras for i-PI, wanted {n_structures} or none")
-
-
-def as_bytes(array: FloatArray) -> bytes:
-    return np.ascontiguousarray(array, dtype=np.float64).tobytes()
+    return [INT.pack(len(extra)) + extra for extra in map(str.encode, reply.extras)]
 
 
 def parse_header(data: bytes) -> Header:
@@ -143,7 +144,8 @@ def parse_header(data: bytes) -> Header:
 
 
 def parse_int(data: bytes) -> int:
-    return int(np.frombuffer(data, np.int32)[0])
+    value: int = INT.unpack(data)[0]
+    return value
 
 
 def parse_parameters(text: bytes) -> dict[str, str]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from forceserver.potentials.interface import Evaluation, Forces
-from forceserver.structures import FloatArray, Structure
+from forceserver.structures import FloatArray, Structure, is_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,42 +25,38 @@ class Part:
     conservative_virial: FloatArray | None  # (3, 3) eV, exactly symmetric
     direct_forces: FloatArray | None
     direct_virial: FloatArray | None
+    is_finite: bool  # all of it; False also where something else in its batch is not
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """All shares of an `Evaluation`, in the order of the batch."""
-
-    parts: Sequence[Part]
-    all_finite: bool
-
-
-def take_apart(evaluation: Evaluation, structures: Sequence[Structure]) -> Parts:
+def take_apart(evaluation: Evaluation, structures: Sequence[Structure]) -> list[Part]:
     """Bring a batch of results to the host and cut it where its structures end."""
     energies = _to_host(evaluation.energies)
-    ends = np.cumsum([structure.n_atoms for structure in structures])[:-1]
+    ends = list(accumulate(structure.n_atoms for structure in structures))[:-1]
     conservative_forces, conservative_virials, conservative_finite = _cut(evaluation.conservative, ends)
     direct_forces, direct_virials, direct_finite = _cut(evaluation.direct, ends)
     columns = (energies.tolist(), conservative_forces, conservative_virials, direct_forces, direct_virials)
-    parts = [Part(*shares) for shares in zip(*columns, strict=True)]
-    return Parts(parts, bool(np.isfinite(energies).all()) and conservative_finite and direct_finite)
+    finite = is_finite(energies) and conservative_finite and direct_finite
+    return [Part(*shares, finite) for shares in zip(*columns, strict=True)]
 
 
 def _cut(
-    forces: Forces | None, ends: np.ndarray
+    forces: Forces | None, ends: Sequence[int]
 ) -> tuple[Sequence[FloatArray | None], Sequence[FloatArray | None], bool]:
     nothing = [None] * (len(ends) + 1)
     if forces is None:
         return nothing, nothing, True
     components = _to_host(forces.forces)
-    finite = bool(np.isfinite(components).all())
+    finite = is_finite(components)
+    shares = [components[begin:end] for begin, end in pairwise((0, *ends, None))]
     if forces.virials is None:
-        return np.split(components, ends), nothing, finite
+        return shares, nothing, finite
     virials = _to_host(forces.virials)
     symmetric = 0.5 * (virials + virials.swapaxes(1, 2))  # to the last bit: i-PI keeps one triangle only
-    return np.split(components, ends), list(symmetric), finite and bool(np.isfinite(symmetric).all())
+    return shares, list(symmetric), finite and is_finite(symmetric)
 
 
 def _to_host(tensor: Tensor) -> FloatArray:
-    array: FloatArray = tensor.to("cpu", torch.float64).numpy()
+    if tensor.dtype is not torch.float64 or not tensor.is_cpu:
+        tensor = tensor.to("cpu", torch.float64)
+    array: FloatArray = tensor.numpy()
     return array

@@ -7,17 +7,23 @@ Rules of this file
   2. While an answer is owed nothing is parsed: i-PI has no word for "busy", so we read no further until we can answer.
   3. No number that the peer sent is trusted before it is checked against a bound: memory is taken after, not before.
   4. A reply leaves only if it answers the request that is owed, in shape, and is finite and symmetric where it must be.
+  5. A question is answered before it is asked only where the peer has always asked it, and can ask nothing else.
 
 Theory of operation. i-PI listens and asks; we dial in and answer. A session starts in `NEEDS_INIT`, because only then does i-PI
 send INIT, the one message that carries the parameters of the `<ffsocket>` and the batch size. `STATUS` is answered from the state
 alone. `POSDATA` brings one structure, or `batch_size` of them, and moves the session to `COMPUTING`; whatever follows in the same
 packet (i-PI sends `GETFORCE` along by default) waits in the buffer. The reply moves it to `HAS_DATA`, `GETFORCE` sends it off.
+
+An i-PI that sends GETFORCE along follows each force with a STATUS probe, and moves no atom before it has the answer. That
+answer is known beforehand, so `answer_ahead` gives it as soon as the forces have left, in the state `SAID_READY`, where STATUS
+is answered by silence. This spares i-PI one turn of its conversation, near a tenth of a step when forces are cheap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from enum import Enum
+from typing import NoReturn
 
 import numpy as np
 
@@ -32,15 +38,18 @@ from forceserver.messages import (
     ForceRequest,
     Header,
     Initialized,
-    check_reply,
     encode_reply,
     parse_batch_size,
     parse_header,
     parse_int,
     parse_parameters,
 )
+from forceserver.structures import FloatArray, is_finite
 
 Parser = Generator[int, bytes, None]
+
+HABIT = 3  # forces in a row that a peer has followed with STATUS, after which we take it that it always does
+CELL_LENGTH = 2 * 72  # bytes: a cell and its inverse
 
 
 class State(Enum):
@@ -48,10 +57,13 @@ class State(Enum):
     READY = "ready"
     COMPUTING = "computing"  # a reply is owed; nothing is parsed
     HAS_DATA = "has data"
+    SAID_READY = "said to be ready"  # before it was asked
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # each state is there once; Enum's own hashes its name, in Python
 
-TRANSITIONS: Mapping[State, Mapping[Header, State]] = {
+
+TRANSITIONS: Mapping[State, Mapping[bytes, State]] = {
     State.NEEDS_INIT: {
         Header.STATUS: State.NEEDS_INIT,
         Header.INIT: State.READY,
@@ -69,13 +81,18 @@ TRANSITIONS: Mapping[State, Mapping[Header, State]] = {
         Header.GETFORCE: State.READY,
         Header.EXIT: State.CLOSED,
     },
+    State.SAID_READY: {
+        Header.STATUS: State.READY,
+        Header.EXIT: State.CLOSED,
+    },
     State.CLOSED: {},
 }
 
-STATUS_ANSWERS: Mapping[State, Header] = {
+STATUS_ANSWERS: Mapping[State, bytes] = {
     State.NEEDS_INIT: Header.NEEDINIT,
     State.READY: Header.READY,
     State.HAS_DATA: Header.HAVEDATA,
+    State.SAID_READY: b"",
 }
 
 
@@ -94,13 +111,17 @@ class Session:
         self._state = State.NEEDS_INIT
         self._batch_size = 1
         self._received = bytearray()
-        self._outgoing = bytearray()
+        self._outgoing = b""
         self._events: list[Event] = []
         self._owed: ForceRequest | None = None
-        self._reply: ForceReply | None = None
+        self._encoded_reply = b""
         self._parser = self._parse()
         self._wanted = next(self._parser)  # bytes that the parser needs before it can go on
         self._at_message_border = True
+        self._cell_bytes = b""
+        self._cells: FloatArray = np.empty((0, 3, 3))
+        self._last_header = b""
+        self._n_probes = 0  # forces that were asked for along with their positions, and followed by STATUS
 
     def __repr__(self) -> str:
         return f"<Session [{self._state.value}, batch size {self._batch_size}, {len(self._received)} bytes waiting]>"
@@ -150,15 +171,24 @@ class Session:
         """
         if self._owed is None:
             raise ProtocolError(f"no answer is owed to i-PI (state: {self._state.value})")
-        check_reply(reply, self._owed)
-        self._owed, self._reply = None, reply
+        self._encoded_reply = encode_reply(reply, self._owed)
+        self._owed = None
         self._state = State.HAS_DATA
         self._advance()
 
     def data_to_send(self) -> bytes:
         """Bytes that must go to the peer, in order; each call empties the queue."""
-        data, self._outgoing = bytes(self._outgoing), bytearray()
+        data, self._outgoing = self._outgoing, b""
         return data
+
+    def answer_ahead(self) -> bytes:
+        """The answer to a STATUS probe that is bound to come, to be sent once the forces have left; or nothing."""
+        if self._n_probes < HABIT or self._state is not State.READY or self._received:
+            return b""
+        if self._last_header != Header.GETFORCE:
+            return b""
+        self._state = State.SAID_READY
+        return Header.READY
 
     def _advance(self) -> None:
         while self._state not in (State.COMPUTING, State.CLOSED) and len(self._received) >= self._wanted:
@@ -174,25 +204,38 @@ class Session:
         """The conversation, top to bottom. Yields the number of bytes that it needs next."""
         while True:
             self._at_message_border = True
-            header = parse_header((yield HEADER_LENGTH))
+            header = yield HEADER_LENGTH
             self._at_message_border = False
-            if header not in TRANSITIONS[self._state]:
-                allowed = ", ".join(word.name for word in TRANSITIONS[self._state]) or "nothing"
-                raise ProtocolError(
-                    f"i-PI sent {header.name} while this end is '{self._state.value}'; allowed: {allowed}"
-                )
-            next_state = TRANSITIONS[self._state][header]
-            if header is Header.STATUS:
+            next_state = TRANSITIONS[self._state].get(header)
+            if next_state is None:
+                self._refuse(header)
+            self._learn(header)
+            if header == Header.STATUS:
                 self._outgoing += STATUS_ANSWERS[self._state]
-            elif header is Header.INIT:
-                yield from self._parse_init()
-            elif header is Header.POSDATA:
+            elif header == Header.POSDATA:
                 yield from self._parse_posdata()
-            elif header is Header.GETFORCE:
-                self._send_reply()
-            elif header is Header.EXIT:
+            elif header == Header.GETFORCE:
+                self._outgoing += self._encoded_reply  # there: HAS_DATA is entered through `reply` alone
+            elif header == Header.INIT:
+                yield from self._parse_init()
+            elif header == Header.EXIT:
                 self._events.append(Exit())
             self._state = next_state
+
+    def _learn(self, header: bytes) -> None:
+        """See whether the peer asks for forces without waiting for HAVEDATA, and probes once it has them."""
+        if self._last_header == Header.GETFORCE:
+            self._n_probes = self._n_probes + 1 if header == Header.STATUS else 0
+        elif header == Header.GETFORCE and self._last_header != Header.POSDATA:
+            self._n_probes = -1
+        self._last_header = header
+
+    def _refuse(self, data: bytes) -> NoReturn:
+        header = parse_header(data)
+        allowed = ", ".join(parse_header(word).name for word in TRANSITIONS[self._state]) or "nothing"
+        raise ProtocolError(
+            f"i-PI sent {header.name} while this end is '{self._state.value}'; allowed: {allowed}"
+        )
 
     def _parse_init(self) -> Parser:
         request_id = parse_int((yield 4))
@@ -210,20 +253,20 @@ class Session:
         """One structure: cell, its inverse, count, positions. A batch: count, all cells and inverses, all positions."""
         n_structures = self._batch_size
         if n_structures == 1:
-            cells = yield 2 * 72
-            n_atoms = self._checked_n_atoms(parse_int((yield 4)))
+            cells_and_count = yield CELL_LENGTH + 4
+            cells = cells_and_count[:CELL_LENGTH]
+            n_atoms = self._checked_n_atoms(parse_int(cells_and_count[CELL_LENGTH:]))
         else:
             n_atoms = self._checked_n_atoms(parse_int((yield 4)))
-            cells = yield 2 * 72 * n_structures
+            cells = yield CELL_LENGTH * n_structures
         positions = yield 24 * n_atoms * n_structures
+        if cells != self._cell_bytes:  # most simulations have one cell all their life
+            self._cell_bytes = cells
+            self._cells = _checked_finite(np.frombuffer(cells, np.float64).reshape(-1, 2, 3, 3)[:, 0])
         request = ForceRequest(
-            cells=np.frombuffer(cells, np.float64).reshape(n_structures, 2, 3, 3)[:, 0],
-            positions=np.frombuffer(positions, np.float64).reshape(n_structures, n_atoms, 3),
+            cells=self._cells,
+            positions=_checked_finite(np.frombuffer(positions, np.float64)).reshape(n_structures, n_atoms, 3),
         )
-        if not (np.isfinite(request.positions).all() and np.isfinite(request.cells).all()):
-            raise ProtocolError(
-                "i-PI sent positions or a cell that are not finite: the run has blown up before this step"
-            )
         self._owed = request
         self._events.append(request)
 
@@ -239,7 +282,10 @@ class Session:
             )
         return n_atoms
 
-    def _send_reply(self) -> None:
-        assert self._reply is not None  # HAS_DATA is entered through `reply` alone
-        self._outgoing += encode_reply(self._reply)
-        self._reply = None
+
+def _checked_finite(numbers: FloatArray) -> FloatArray:
+    if not is_finite(numbers):
+        raise ProtocolError(
+            "i-PI sent positions or a cell that are not finite: the run has blown up before this step"
+        )
+    return numbers

@@ -62,6 +62,12 @@ def describe_service(served: ServeStatistics, evaluator: Evaluator) -> Iterator[
         f"evaluated {evaluated.n_structures} structures in {evaluated.n_forward_passes} model calls "
         f"(calls x structures: {sizes}); {served.n_lingered} of {served.n_gatherings} gatherings waited for the linger"
     )
+    foreseen = evaluated.foresight
+    if evaluated.n_fused_passes or foreseen.n_recalled:
+        yield (
+            f"fusion: {evaluated.n_fused_passes} model calls gave both kinds of forces at once; {foreseen.n_recalled} requests "
+            f"were answered from what they had given; {foreseen.n_mispredicted} structures were evaluated for both in vain"
+        )
     if evaluated.n_splits:
         yield f"split {evaluated.n_splits} batches that did not fit in memory"
     lists = _neighbor_statistics(evaluator)

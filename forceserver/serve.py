@@ -38,6 +38,8 @@ class ModelRequest:
     threads: int | None = None  # of torch on the CPU; None: torch's own choice
     keep_net_force: bool = False
     virial: str = "own"
+    fusion: bool = True
+    report: Path | None = None  # where to write what was counted, as JSON
 
 
 def simulations_from(
@@ -138,6 +140,7 @@ def serve(simulations: Sequence[SimulationInput], request: ModelRequest, options
         UsageError: something asked for cannot be had; found before i-PI is dialled.
         ForceServerError: see `Server.run`.
     """
+    from forceserver.accounts import keep_accounts
     from forceserver.evaluate import Evaluator
     from forceserver.preflight import check_simulation
     from forceserver.report import describe_service, describe_start
@@ -147,7 +150,9 @@ def serve(simulations: Sequence[SimulationInput], request: ModelRequest, options
     with stop_on_signals() as stop:
         models = load_models(request)
         virial = cast("VirialSource", request.virial)
-        evaluator = Evaluator(models, keep_net_force=request.keep_net_force, virial=virial)
+        evaluator = Evaluator(
+            models, keep_net_force=request.keep_net_force, virial=virial, fusion=request.fusion
+        )
         roles = [
             check_simulation(simulation, models, options.default_role, virial) for simulation in simulations
         ]
@@ -155,7 +160,8 @@ def serve(simulations: Sequence[SimulationInput], request: ModelRequest, options
             log.info(line)
         server = Server(simulations, evaluator, options, stop)
         try:
-            server.run()
+            with keep_accounts(request.report, server.statistics, evaluator):
+                server.run()
         finally:
             for line in describe_service(server.statistics, evaluator):
                 log.info(line)

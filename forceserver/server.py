@@ -17,7 +17,7 @@ import logging
 import selectors
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,6 @@ from forceserver.structures import ForceRole, Result, Structure
 log = logging.getLogger(__name__)
 
 CONSERVATIVE_ROLE = ForceRole()
-SPIN_SECONDS = 0.0003  # after the last word of i-PI
 DELIVERY_SECONDS = 2.0  # for i-PI to take what it was promised, before we leave
 
 Asked = Mapping[Connection, Sequence[Structure]]
@@ -83,7 +82,7 @@ class Server:
         self._asking: dict[Connection, ForceRequest] = {}
         self._last_heard = 0.0
         self._selector = selectors.DefaultSelector()
-        self._stale_interest: set[Connection] = set()
+        self._endpoints = [endpoint for simulation in self._simulations for endpoint in simulation.endpoints]
 
     def run(self) -> None:
         """Serve until every simulation has ended, or a signal asks to stop.
@@ -110,28 +109,24 @@ class Server:
 
     def _dial(self) -> bool:
         """Open connections that are still missing. False when there is nothing left to serve."""
-        for endpoint in self._endpoints():
-            if endpoint.next_deadline_in() == 0.0:
+        for endpoint in self._endpoints:
+            if not endpoint.is_settled and endpoint.next_deadline_in() == 0.0:
                 for connection in list(endpoint.connections):  # what they said while we were busy comes first
                     self._hear(connection)
                 self._dial_endpoint(endpoint)
-        return any(simulation.is_alive for simulation in self._simulations)
+        return any(endpoint.is_alive for endpoint in self._endpoints)
 
     def _dial_endpoint(self, endpoint: Endpoint) -> None:
         try:
             for connection in endpoint.dial():
-                self._selector.register(connection, selectors.EVENT_READ, connection)
+                self._watch(connection, selectors.EVENT_READ)
         except ForceServerError as error:
             self._fail(endpoint.simulation, error)
 
-    def _endpoints(self) -> Iterator[Endpoint]:
-        return (endpoint for simulation in self._simulations for endpoint in simulation.endpoints)
-
     def _listen(self) -> None:
         """Wait for bytes, at most until the linger or the next attempt to connect is due, and hand them on."""
-        self._update_interest()
         self.statistics.clock.enter("waiting")
-        ready = self._select()
+        ready = self._selector.select(self._patience())
         self.statistics.clock.enter("unpacking")
         for key, events in ready:
             connection: Connection | None = key.data
@@ -142,24 +137,16 @@ class Server:
             if events & selectors.EVENT_READ and connection.is_open:
                 self._hear(connection)
 
-    def _select(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """Look a few times before going to sleep: i-PI's next word often comes sooner than a sleeper is woken."""
-        patience = self._patience()
-        asleep_at = min(self._last_heard + SPIN_SECONDS, time.monotonic() + (patience or SPIN_SECONDS))
-        ready = self._selector.select(0)
-        while not ready and time.monotonic() < asleep_at:
-            ready = self._selector.select(0)
-        return ready or self._selector.select(patience)
-
     def _patience(self) -> float | None:
         """Seconds to wait for bytes; None: as long as it takes."""
-        deadlines = [endpoint.next_deadline_in() for endpoint in self._endpoints()]
+        deadlines = [endpoint.next_deadline_in() for endpoint in self._endpoints if not endpoint.is_settled]
         if self._asking:
             deadlines.append(max(0.0, self._last_heard + self._options.linger_seconds - time.monotonic()))
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        return min(deadlines, default=None)
 
     def _hear(self, connection: Connection) -> None:
-        if connection in self._asking:
+        if connection in self._asking:  # listen no more until it is answered
+            self._watch(connection, connection.watched_for & ~selectors.EVENT_READ)
             return
         try:
             if connection.receive():
@@ -193,9 +180,16 @@ class Server:
             connection.role = role
 
     def _flush(self, connection: Connection) -> None:
-        self._stale_interest.add(connection)
+        """Send what can be sent, and wait for i-PI to take the rest. Where an answer is owed, listening may have ended."""
         if not connection.flush():
             self._lose(connection, "i-PI closed the connection")
+            return
+        listened = connection.watched_for if connection in self._asking else selectors.EVENT_READ
+        wanted = listened & selectors.EVENT_READ
+        if connection.has_unsent:
+            wanted |= selectors.EVENT_WRITE
+        if wanted != connection.watched_for:
+            self._watch(connection, wanted)
 
     def _gathering_is_complete(self) -> bool:
         if not self._asking:
@@ -219,9 +213,9 @@ class Server:
         self.statistics.clock.enter("model")
         while True:
             try:
-                results = iter(
-                    self._evaluator.evaluate([(each, role_of(c)) for c in asked for each in asked[c]])
-                )
+                work = [(each, role_of(c)) for c in asked for each in asked[c]]
+                askers = [c.endpoint.simulation for c in asked for _ in asked[c]]
+                results = iter(self._evaluator.evaluate(work, askers))
                 break
             except ModelError as error:
                 asked = self._without_culprits(asked, error)
@@ -234,12 +228,13 @@ class Server:
 
     def _without_misordered(self, asked: Asked) -> Asked:
         """At the first request on an endpoint: fail the simulations that hold their atoms in another order."""
-        for connection, structures in asked.items():
-            if connection.endpoint.is_order_checked:
-                continue
+        unchecked = [connection for connection in asked if not connection.endpoint.is_order_checked]
+        if not unchecked:
+            return asked
+        for connection in unchecked:
             connection.endpoint.is_order_checked = True
             try:
-                check_order(connection.endpoint.template, structures[0])
+                check_order(connection.endpoint.template, asked[connection][0])
             except ForceServerError as error:
                 self._fail(connection.endpoint.simulation, error)
         return {
@@ -274,19 +269,13 @@ class Server:
             connection: structures for connection, structures in asked.items() if connection in self._asking
         }
 
-    def _update_interest(self) -> None:
-        """Read where nothing is owed, write where something waits. Only connections that changed are looked at."""
-        for connection in self._stale_interest:
-            wanted = 0 if connection in self._asking else selectors.EVENT_READ
-            wanted |= selectors.EVENT_WRITE if connection.has_unsent else 0
-            registered = self._selector.get_map().get(connection.fileno())
-            if registered and registered.events == wanted:
-                continue
-            if registered:
-                self._selector.unregister(connection)
-            if wanted:
-                self._selector.register(connection, wanted, connection)
-        self._stale_interest.clear()
+    def _watch(self, connection: Connection, events: int) -> None:
+        """Let the selector wait for these events on a connection; 0: for none."""
+        if connection.watched_for:
+            self._selector.unregister(connection)
+        if events:
+            self._selector.register(connection, events, connection)
+        connection.watched_for = events
 
     def _lose(self, connection: Connection, reason: str) -> None:
         """A connection is gone without EXIT: i-PI may still listen, having dropped it, or be gone itself."""
@@ -318,9 +307,8 @@ class Server:
 
     def _drop(self, connection: Connection) -> None:
         self._asking.pop(connection, None)
-        self._stale_interest.discard(connection)
-        if connection.is_open and connection.fileno() in self._selector.get_map():
-            self._selector.unregister(connection)
+        if connection.is_open:
+            self._watch(connection, 0)
         connection.close()
 
     def _raise_first_failure(self) -> None:

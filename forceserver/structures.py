@@ -5,8 +5,10 @@ Units: eV and angstrom, with ASE's conventions (cells as rows). Atomic units exi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,8 @@ ForceKind = Literal["conservative", "direct"]
 CONSERVATIVE: ForceKind = "conservative"
 DIRECT: ForceKind = "direct"
 DEFAULT_MODEL = "default"
+
+MOST_IN_ONE_PRODUCT = 10_000  # numbers; BLAS would wake its threads for more
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class ForceRole:
         if not 0.0 <= self.direct_fraction <= 1.0:
             raise ValueError(f"direct_fraction must lie in [0, 1], got {self.direct_fraction}")
 
-    @property
+    @cached_property
     def kinds(self) -> frozenset[ForceKind]:
         """The kinds of forces that a model must be asked for."""
         if self.direct_fraction == 0.0:
@@ -76,3 +80,11 @@ class Result:
     forces: FloatArray  # (n_atoms, 3) eV/A
     virial: FloatArray | None  # (3, 3) eV, -dE/d(strain); None where the model has no such thing
     extras: Mapping[str, Any] = field(default_factory=dict)  # {name: anything JSON can hold}
+
+
+def is_finite(array: FloatArray) -> bool:
+    """Whether an array holds neither infinities nor NaN: a small one is judged by one product, unless that overflows."""
+    flat = array.reshape(-1)
+    if flat.size <= MOST_IN_ONE_PRODUCT and math.isfinite(flat.dot(flat)):
+        return True
+    return bool(np.isfinite(flat).all())

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
+import sys
 from dataclasses import dataclass
 
 from forceserver.errors import UsageError
 
 RECEIVE_BYTES = 1 << 18
+SIOCOUTQNSD = 0x894B  # of Linux: how much of what was written is not sent
 NOT_YET = {
     errno.ENOENT,
     errno.ECONNREFUSED,
@@ -71,7 +74,8 @@ class Stream:
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
-        if connected.family != socket.AF_UNIX:
+        self._is_unix = connected.family == socket.AF_UNIX
+        if not self._is_unix:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connected
         self._unsent = bytearray()
@@ -86,6 +90,13 @@ class Stream:
     def has_unsent(self) -> bool:
         return bool(self._unsent)
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether all that was sent is on its way, so that what comes next travels by itself."""
+        if self._unsent or self._is_unix:
+            return not self._unsent
+        return _n_waiting_for_the_network(self._socket) == 0
+
     def receive(self) -> bytes | None:
         """What has arrived; empty at the end of the stream; None where nothing has."""
         try:
@@ -97,15 +108,22 @@ class Stream:
 
     def send(self, data: bytes) -> bool:
         """Send what can be sent now, keep the rest. False when the peer is gone."""
-        self._unsent += data
         try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
-        except (BlockingIOError, InterruptedError):
-            return True
+            if not self._unsent:  # nearly always, and then it is nearly always all
+                data = data[self._send_now(data) :]
+            self._unsent += data
+            while self._unsent and (n_sent := self._send_now(self._unsent)):
+                del self._unsent[:n_sent]
         except OSError:
             return False
         return True
+
+    def _send_now(self, data: bytes | bytearray) -> int:
+        """How many bytes went; 0 where none can go now."""
+        try:
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
 
     def close(self) -> None:
         """Drain, then close. Closing with unread data would send a reset, on which i-PI hangs for ever."""
@@ -179,6 +197,17 @@ class Dialer:
             )
             self._numeric_host = str(found[0][4][0])
         return self._numeric_host, self.address.port
+
+
+def _n_waiting_for_the_network(connected: socket.socket) -> int | None:
+    """Bytes that TCP has not yet put into a packet; None where the system does not say."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        answer: bytes = fcntl.ioctl(connected.fileno(), SIOCOUTQNSD, bytes(4))
+    except OSError:
+        return None
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _describe(code: int, address: Address) -> str:

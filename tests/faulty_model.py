@@ -17,15 +17,17 @@ from torch import OutOfMemoryError
 
 SPRING = 2.0  # eV/A^2, as `harmonic:k=2.0`
 
-Fault = Literal["none", "raise", "nan", "shape", "hang"]
+NAP_SECONDS = 6.0
+
+Fault = Literal["none", "raise", "nan", "shape", "hang", "nap"]
 
 
 class FaultyCalculator(Calculator):
     """E = SPRING/2 |r|^2, until something goes wrong.
 
     Args:
-        fault: what goes wrong: an exception, a force that is NaN, one atom too few, or no answer at all.
-        at: in which evaluation of this process (from 0), and in every one after it.
+        fault: what goes wrong: an exception, a force that is NaN, one atom too few, no answer at all, or one that takes long.
+        at: in which evaluation of this process (from 0), and in every one after it, unless it was a nap.
         when: not before this file exists.
         fits: how many structures fit in memory at once. Each takes its share until its whole batch is done, as on a device,
             and the one too many raises what torch raises.
@@ -71,6 +73,9 @@ class FaultyCalculator(Calculator):
             raise ValueError("the neighbour list is full")
         if self.fault == "hang":
             time.sleep(3600.0)
+        if self.fault == "nap":
+            self.fault = "none"
+            time.sleep(NAP_SECONDS)
         if self.fault == "nan":
             forces[-1, 2] = np.nan
         return forces[:-1] if self.fault == "shape" else forces

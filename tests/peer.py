@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fake_ipi
 from forceserver.evaluate import Evaluator
@@ -123,3 +124,16 @@ def make_server(
         for each in (address, *others)
     ]
     return Server(simulations, evaluator, ServeOptions(**changes), StopRequest())  # type: ignore[arg-type]
+
+
+def count_selects(server: Server, monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """The timeouts of all looks of a server at its sockets, in a list that grows."""
+    timeouts: list[float | None] = []
+    select = server._selector.select
+
+    def count(timeout: float | None = None) -> object:
+        timeouts.append(timeout)
+        return select(timeout)
+
+    monkeypatch.setattr(server._selector, "select", count)
+    return timeouts

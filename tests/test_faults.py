@@ -22,9 +22,11 @@ import pytest
 import torch
 
 import fake_ipi
+from faulty_model import NAP_SECONDS
 from forceserver.errors import NobodyListening, PeerError, ProtocolError, UsageError
-from forceserver.evaluate import Evaluator, is_out_of_memory
+from forceserver.evaluate import Evaluator
 from forceserver.potentials import load_potential
+from forceserver.potentials.interface import is_out_of_memory
 from forceserver.transport import Dialer, InetAddress, UnixAddress
 from launched import (
     TRAP,
@@ -83,14 +85,17 @@ def reference() -> Iterator[Workplace]:
         yield place
 
 
-def start(place: Workplace, form: str) -> subprocess.Popen[str]:
-    """i-PI on four beads."""
+def start(place: Workplace, form: str, *, timeout_seconds: float = 0.0) -> subprocess.Popen[str]:
+    """i-PI on four beads, which drops a server that lets it wait for longer than the timeout (0: never)."""
     socket = FORMS[form]
     if socket.mode == "inet":
         socket = Socket(
             mode="inet", port=free_port(), batch_size=socket.batch_size, consolidate=socket.consolidate
         )
-    write_run(place, socket, checkpoint=True, beads=4, steps=STEPS)
+    path = write_run(place, socket, checkpoint=True, beads=4, steps=STEPS)
+    path.write_text(
+        path.read_text().replace("</ffsocket>", f"<timeout>{timeout_seconds}</timeout></ffsocket>")
+    )
     return place.start_ipi()
 
 
@@ -200,6 +205,35 @@ def test_servers_end_with_their_i_pi_and_the_run_goes_on_from_its_state(
         assert_same_run(place, reference)
     else:
         finish(place, ipi, reference)
+
+
+@pytest.mark.parametrize(
+    ("form", "n_servers"),
+    [
+        ("unix", 1),
+        *(
+            pytest.param(form, n_servers, marks=pytest.mark.slow)
+            for form, n_servers in [("inet", 1), ("unix, batches", 1), ("inet, batches", 1), ("unix", 2), ("inet", 2)]
+        ),
+    ],
+)  # fmt: skip
+def test_an_i_pi_that_drops_a_server_at_its_timeout_is_dialled_again_and_gets_the_right_forces(
+    place: Workplace, reference: Workplace, form: str, n_servers: int
+) -> None:
+    """One evaluation takes three times as long as i-PI waits for; what it gave is worth nothing any more."""
+    ipi = start(place, form, timeout_seconds=NAP_SECONDS / 3)
+    server = place.start_server(f"{TRAP},{SLOWLY[n_servers]},fault=nap,when=now")
+    wait_for_step(place, 3)
+    others = start_others(place, n_servers, form)
+    (place.path / "now").touch()
+    assert ipi.wait(90) == 0, place.read("ipi.log")
+    assert [each.wait(30) for each in (server, *others)] == [0] * n_servers, place.read("server.log")
+    assert "died or got unresponsive(A). Disconnecting." in place.read("ipi.log")
+    n_handshakes = n_servers * 4 // FORMS[form].batch_size + 1
+    assert place.read("ipi.log").count("Handshaking was successful") >= n_handshakes
+    assert "Traceback" not in place.read("server.log")
+    assert restart_step(place) == STEPS
+    assert_same_run(place, reference)
 
 
 @pytest.mark.parametrize("form", ["unix", pytest.param("inet, batches", marks=pytest.mark.slow)])

@@ -140,7 +140,7 @@ def test_capabilities_are_composed() -> None:
     capabilities = PairedPotential(Spy(model, first), Spy(model, second)).capabilities
     assert capabilities == pretend(
         name="a + b (direct forces)", elements=frozenset({1, 8}), cutoff=6.0, direct=True, direct_virial=True,
-        synthetic_direct=True, conservative_virial=False,
+        synthetic_direct=True, conservative_virial=False, shares_forward_pass=False,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fake_ipi
 from forceserver.errors import BadForces, Disconnected, ProtocolError
 from forceserver.messages import MAX_ATOMS, Exit, ForceReply, ForceRequest, Initialized
-from forceserver.protocol import Session, State
+from forceserver.protocol import HABIT, Session, State
 
 CELL = np.array([[10.0, 1.0, 2.0], [0.0, 11.0, 3.0], [0.0, 0.0, 12.0]])
 
@@ -320,6 +320,68 @@ def test_garbage_never_hangs_crashes_or_gets_forces_that_were_not_asked_for(piec
     session.receive_data(
         b"".join(pieces)
     )  # whatever state it is in, it takes more without crashing, or says whose fault it is
+
+
+def consolidated_exchange(session: Session, *, probe: bool) -> bytes:
+    """One force of an i-PI that does not wait for HAVEDATA; what it hears until its next request."""
+    sent, _ = converse(session, [fake_ipi.posdata(np.zeros((1, 3)), CELL) + fake_ipi.GETFORCE])
+    sent += session.answer_ahead()
+    if probe:
+        sent += converse(session, [fake_ipi.STATUS])[0]
+    return sent
+
+
+def test_a_probe_that_has_always_come_is_answered_ahead_and_then_in_silence() -> None:
+    session = Session()
+    session.receive_data(fake_ipi.init())
+    for _ in range(HABIT):
+        assert consolidated_exchange(session, probe=True).count(fake_ipi.READY) == 1
+    for _ in range(3):
+        wanted = expected_bytes(np.zeros((1, 1, 3))) + fake_ipi.READY
+        assert consolidated_exchange(session, probe=False) == wanted
+        assert session.answer_ahead() == b""  # once is enough
+        assert converse(session, [fake_ipi.STATUS])[0] == b""
+        assert session.answer_ahead() == b""  # nothing is bound to come now
+    assert converse(session, [fake_ipi.STATUS])[0] == fake_ipi.READY  # another one is a question as ever
+
+
+def test_nothing_is_answered_ahead_to_a_peer_without_the_habit() -> None:
+    silent = Session()
+    silent.receive_data(fake_ipi.init())
+    sent = b"".join(consolidated_exchange(silent, probe=False) for _ in range(2 * HABIT))
+    assert fake_ipi.READY not in sent
+    classic = Session()
+    classic.receive_data(fake_ipi.init())
+    for _ in range(2 * HABIT):
+        posdata = fake_ipi.posdata(np.zeros((1, 3)), CELL)
+        converse(classic, [posdata + fake_ipi.STATUS + fake_ipi.GETFORCE])
+        assert classic.answer_ahead() == b""
+        assert converse(classic, [fake_ipi.STATUS])[0] == fake_ipi.READY
+
+
+def test_who_was_answered_ahead_may_leave_and_may_ask_for_nothing_before_the_probe() -> None:
+    session, other = Session(), Session()
+    for each in (session, other):
+        each.receive_data(fake_ipi.init())
+        for _ in range(HABIT):
+            consolidated_exchange(each, probe=True)
+        consolidated_exchange(each, probe=False)
+        assert each.state is State.SAID_READY
+    assert converse(session, [fake_ipi.EXIT])[1] == ["Exit"]
+    with pytest.raises(ProtocolError, match="said to be ready"):
+        other.receive_data(fake_ipi.posdata(np.zeros((1, 3)), CELL))
+
+
+@settings(deadline=None, max_examples=100)
+@given(cuts=st.lists(st.integers(0, 10_000), max_size=20), n_steps=st.integers(1, 8))
+def test_answering_ahead_never_changes_what_is_heard_in_the_end(cuts: list[int], n_steps: int) -> None:
+    received, wanted = consolidated_transcript(n_steps=n_steps)
+    borders = sorted({0, len(received), *(cut % (len(received) + 1) for cut in cuts)})
+    session, heard = Session(), b""
+    for start, end in pairwise(borders):
+        heard += converse(session, [received[start:end]])[0]
+        heard += session.answer_ahead()
+    assert heard == wanted
 
 
 def test_repr_is_a_status_line() -> None:

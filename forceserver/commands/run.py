@@ -76,6 +76,12 @@ metatomic file (`model.pt`). A model file is code: serve only what you trust.
     show_default=True,
     help="Where direct forces take their virial from.",
 )
+@click.option(
+    "--fusion/--no-fusion",
+    default=True,
+    show_default=True,
+    help="In multiple time stepping, evaluate both kinds of forces at once where both will be asked for.",
+)
 @click.option("--connections", metavar="auto|N", default="auto", show_default=True, help="Per socket.")
 @click.option(
     "--wait",
@@ -105,6 +111,12 @@ metatomic file (`model.pt`). A model file is code: serve only what you trust.
 @click.option(
     "--log-file", type=click.Path(path_type=Path), help="Write the log there too, with every message."
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Append what was counted as a line of JSON there, at the end and at every SIGUSR1.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every message.")
 def run(
     model: str,
@@ -121,11 +133,13 @@ def run(
     threads: int | None,
     net_force: str,
     virial: str,
+    fusion: bool,
     connections: str,
     wait_seconds: float,
     linger_ms: float,
     on_bad_forces: Literal["stop", "reconnect"],
     log_file: Path | None,
+    report: Path | None,
     verbose: bool,
 ) -> None:
     """Serve forces from MODEL to i-PI until it says EXIT.
@@ -154,6 +168,8 @@ def run(
         threads=threads,
         keep_net_force=net_force == "keep",
         virial=virial,
+        fusion=fusion,
+        report=report,
     )
     serve(simulations_from(inputs, address, template, sockets_prefix, socket_names), request, options)
 

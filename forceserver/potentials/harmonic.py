@@ -41,18 +41,23 @@ class HarmonicTrap:
         return 0.5 * self.k * per_structure
 
 
-@dataclass(frozen=True)
 class Noop:
-    """Zero energy, zero forces of both kinds, zero virials."""
+    """Zero energy, zero forces of both kinds, zero virials; made once for each size of batch."""
 
-    capabilities: Capabilities
+    def __init__(self, capabilities: Capabilities) -> None:
+        self.capabilities = capabilities
+        self._shapes: tuple[torch.Size, ...] = ()
 
     def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
-        nothing = Forces(torch.zeros_like(batch.positions), torch.zeros_like(batch.cells))
+        shapes = batch.positions.shape, batch.cells.shape
+        if shapes != self._shapes:
+            self._shapes = shapes
+            self._nothing = Forces(torch.zeros_like(batch.positions), torch.zeros_like(batch.cells))
+            self._no_energies = batch.cells.new_zeros(batch.n_structures)
         return Evaluation(
-            energies=batch.cells.new_zeros(batch.n_structures),
-            conservative=nothing if CONSERVATIVE in want else None,
-            direct=nothing if DIRECT in want else None,
+            energies=self._no_energies,
+            conservative=self._nothing if CONSERVATIVE in want else None,
+            direct=self._nothing if DIRECT in want else None,
         )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forceserver.structures import ForceKind, Structure
+from forceserver.structures import FloatArray, ForceKind, Structure
 
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
 MOST_KEPT = 256  # combinations of templates and batch sizes
 
 
@@ -52,21 +53,34 @@ class BatchBuilder:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
         self._device = device
+        self._moves = dtype is not torch.float64 or device.type != "cpu"
         self._kept: dict[tuple[tuple[int, int], ...], _Constants] = {}
+        self._cells = torch.empty(0)
+        self._cells_are_of = b""
 
     def build(self, structures: Sequence[Structure]) -> Batch:
         """A batch of the structures in their order, their positions as they are: not every potential may wrap them."""
-        positions = np.concatenate([structure.positions for structure in structures])
-        cells = np.stack([structure.cell for structure in structures])
         constants = self._constants(structures)
         return Batch(
-            positions=torch.from_numpy(positions).to(device=self._device, dtype=self._dtype),
-            cells=torch.from_numpy(cells).to(device=self._device, dtype=self._dtype),
+            positions=self._move(np.concatenate([structure.positions for structure in structures])),
+            cells=self._moved_cells(structures),
             atomic_numbers=constants.atomic_numbers,
             atom_to_structure=constants.atom_to_structure,
             pbc=constants.pbc,
             n_atoms=constants.n_atoms,
         )
+
+    def _move(self, array: FloatArray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.to(device=self._device, dtype=self._dtype) if self._moves else tensor
+
+    def _moved_cells(self, structures: Sequence[Structure]) -> Tensor:
+        """Most simulations have one cell all their life."""
+        cells = b"".join([structure.cell.tobytes() for structure in structures])
+        if cells != self._cells_are_of:
+            self._cells = self._move(np.array([structure.cell for structure in structures]))
+            self._cells_are_of = cells
+        return self._cells
 
     def _constants(self, structures: Sequence[Structure]) -> _Constants:
         """Species and periodicity come from a template, the same arrays at every step."""
@@ -134,6 +148,7 @@ class Capabilities:
     direct_virial: bool
     synthetic_direct: bool = False  # the direct forces are made up for testing: a user must be told
     conservative_virial: bool = True  # False: energy and forces only, as of some ASE calculators
+    shares_forward_pass: bool = True  # both kinds from one call cost less than from one call each
 
 
 class Potential(Protocol):
@@ -148,3 +163,10 @@ class Potential(Protocol):
         Must not modify `batch`, and must give each structure the answer that it would get alone.
         """
         ...
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch says it with a type of its own on a GPU, and in words alone on a CPU and from inside TorchScript."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)

@@ -19,15 +19,14 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import AtomisticModel, ModelEvaluationOptions, System
 from torch import Tensor
 
-from forceserver.errors import ForceServerError, ModelError, UsageError
+from forceserver.errors import ForceServerError, ModelError, UsageError, one_line
 from forceserver.neighbors import DEFAULT_SKIN, NeighborLists, NeighborStatistics, PairRequest, Pairs
 from forceserver.potentials.autograd import conservative_forces_and_more
-from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces
+from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, is_out_of_memory
 from forceserver.potentials.metatomic_file import (
     check_device,
     check_inputs,
     choose_dtype,
-    last_line,
     read_model,
 )
 from forceserver.potentials.metatomic_outputs import (
@@ -46,7 +45,6 @@ SCHEME = "metatomic"
 OPTIONS = (POSITIONAL, "variant", "direct_variant", "extensions", "check", "skin")
 LENGTH_UNIT = "Angstrom"
 PAIR_LABELS = ["first_atom", "second_atom", "cell_shift_a", "cell_shift_b", "cell_shift_c"]
-OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
 
 
 def load(
@@ -234,8 +232,8 @@ class MetatomicPotential:
             raise
         except (RuntimeError, ValueError) as error:
             # TorchScript turns an exhausted memory into a plain RuntimeError.
-            if any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS):
-                raise torch.OutOfMemoryError(last_line(error)) from error
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(one_line(error)) from error
             known = self._capabilities.elements or frozenset()
             unknown = frozenset(batch.atomic_numbers.tolist()) - known
             if unknown:
@@ -243,7 +241,7 @@ class MetatomicPotential:
                     f"{self._capabilities.name} knows {_name_elements(known)}, but the structure holds "
                     f"{_name_elements(unknown)}. Remedy: a model that was trained on these elements"
                 ) from error
-            raise ModelError(f"{self._capabilities.name} failed: {last_line(error)}") from error
+            raise ModelError(f"{self._capabilities.name} failed: {one_line(error)}") from error
 
 
 def _find_cutoff(model: AtomisticModel, requests: Sequence[PairRequest]) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from metatomic.torch import AtomisticModel, load_atomistic_model
 
-from forceserver.errors import ModelError, UsageError
+from forceserver.errors import ModelError, UsageError, one_line
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -38,7 +38,7 @@ def read_model(path: Path, extensions: str | None) -> AtomisticModel:
             return load_atomistic_model(path, extensions_directory=extensions)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"'{path}' is not a file that metatomic can load: {last_line(error)}. "
+            f"'{path}' is not a file that metatomic can load: {one_line(error)}. "
             "Wanted a model exported with AtomisticModel.save, for example by `mtt export`"
         ) from error
 
@@ -93,12 +93,6 @@ def check_inputs(path: Path, model: AtomisticModel) -> None:
             f"'{path}' wants inputs beyond positions, cell and elements: {', '.join(sorted(inputs))}. "
             "i-PI does not send them, so this model cannot be served"
         )
-
-
-def last_line(error: Exception) -> str:
-    """What TorchScript says after its own traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")
 
 
 def _name_dtype(dtype: torch.dtype) -> str:

@@ -90,6 +90,7 @@ def _combine(first: Capabilities, second: Capabilities) -> Capabilities:
         direct=True,
         direct_virial=second.direct_virial if second.direct else second.conservative_virial,
         synthetic_direct=second.direct and second.synthetic_direct,
+        shares_forward_pass=False,
         conservative_virial=first.conservative_virial,
     )
 

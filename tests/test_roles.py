@@ -1,0 +1,89 @@
+"""Roles and addresses: the words of a user, and whether a model can fill a role."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from forceserver.errors import (
+    UsageError,
+)
+from forceserver.exchange import Template
+from forceserver.inputfile import SocketSpec
+from forceserver.preflight import check_role
+from forceserver.roles import parse_forces_option, parse_role
+from forceserver.structures import ForceRole
+from forceserver.transport import UnixAddress, parse_address
+from spring import Spring
+
+
+def test_a_model_without_a_direct_stress_is_refused_where_somebody_reads_the_virial() -> None:
+    template = Template(np.array([1]), np.ones(3, dtype=bool))
+    npt = SocketSpec("s", UnixAddress("/x"), {}, 1, 1, template, virial_readers=("the npt ensemble",))
+    models = {"default": Spring(direct_virial=False)}
+    with pytest.raises(UsageError, match=r"the npt ensemble reads it.*--virial conservative"):
+        check_role(ForceRole(1.0), npt, models)
+    check_role(ForceRole(1.0), npt, models, "conservative")
+    check_role(ForceRole(0.0), npt, models)
+    check_role(
+        ForceRole(1.0), replace(npt, has_weight=False), models
+    )  # the fast force of MTS counts for nothing
+    check_role(ForceRole(1.0), replace(npt, virial_readers=()), models)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "role"),
+    [
+        ({}, ForceRole(0.5)),
+        ({"forces": "direct"}, ForceRole(1.0)),
+        ({"forces": "conservative"}, ForceRole(0.0)),
+        ({"forces": "blended", "direct_fraction": "0.25"}, ForceRole(0.25)),
+        ({"model": "fast"}, ForceRole(0.5, "fast")),
+    ],
+)
+def test_parameters_say_the_role_and_the_default_fills_in(
+    parameters: dict[str, str], role: ForceRole
+) -> None:
+    assert parse_role(parameters, ForceRole(0.5), frozenset({"default", "fast"})) == role
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"forces": "dirct"}, "did you mean 'direct'"),
+        ({"forces": "blended"}, "needs 'direct_fraction: X'"),
+        ({"forces": "direct", "direct_fraction": "0.3"}, "'forces: blended' only"),
+        ({"direct_fraction": "0.3"}, "without 'forces: blended'"),
+        ({"forces": "blended", "direct_fraction": "1.5"}, "between 0 and 1"),
+        ({"model": "slow"}, "--also slow=MODEL"),
+    ],
+)
+def test_parameters_that_mean_nothing_are_refused(parameters: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_role(parameters, ForceRole(), frozenset({"default"}))
+
+
+def test_the_forces_option_has_three_forms() -> None:
+    assert parse_forces_option("direct") == ForceRole(1.0)
+    assert parse_forces_option("blended:0.3") == ForceRole(0.3)
+    for bad in ("blended", "blended:x", "both", "direct:0.3"):
+        with pytest.raises(UsageError):
+            parse_forces_option(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("water", "/tmp/ipi_water"),
+        ("/run/me/s", "/run/me/s"),
+        ("node3:31415", "node3:31415"),
+        (":31415", "localhost:31415"),
+    ],
+)
+def test_addresses_are_names_paths_or_hosts(text: str, address: str) -> None:
+    assert str(parse_address(text, "/tmp/ipi_")) == address
+    for bad in ("host:port", "host:0", "host:70000", "host:"):
+        with pytest.raises(UsageError, match="HOST:PORT"):
+            parse_address(bad, "")
