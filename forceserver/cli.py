@@ -24,6 +24,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "analysis.cli:analyze",
         "From i-PI's outputs to a report card: drift, equipartition, thermostat artifacts.",
     ),
+    "models": ("forceserver.commands.models:models", "What can be served: bundled models, schemes, extras."),
+    "bench": (
+        "forceserver.commands.bench:bench",
+        "What a step costs: ours, i-PI's own drivers, and the model alone.",
+    ),
     "demo": (
         "forceserver.commands.demo:demo",
         "The tour: 64 waters, what direct forces do, and how MTS mends it.",

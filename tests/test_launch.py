@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket as sockets
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from forceserver.attempt import ServerCommand
 from forceserver.errors import UsageError
 from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor
+from forceserver.models import BUNDLED
 from forceserver.processes import start_process
 from forceserver.progress import PropertiesTail
 from forceserver.restart import choose_start, forget_run, read_run_files, step_of
@@ -268,6 +270,19 @@ def test_a_second_launch_in_the_same_folder_is_refused_and_changes_nothing(place
         with pytest.raises(UsageError, match=r"in use by another launch \(process 4321\)"):
             supervise(path, fresh=True)
     assert restart.exists()
+
+
+def test_a_model_is_found_from_where_the_user_stands_and_not_from_the_folder_of_the_input(
+    place: Workplace,
+) -> None:
+    folder = place.path / "run"
+    folder.mkdir()
+    path = place.write_input(Socket(), steps=2)
+    path.write_text(path.read_text().replace("structure.xyz", str(place.path / "structure.xyz")))
+    path.rename(folder / "input.xml")
+    shutil.copy(BUNDLED["water-pet"].find(), place.path / "own.pt")
+    process = place.start("forceserver", "launch", "run/input.xml", "--model", "own.pt", log="launch.log")
+    assert process.wait(timeout=120) == 0, (place.path / "launch.log").read_text()
 
 
 def test_a_run_that_has_all_its_steps_is_finished_without_starting_anything(place: Workplace) -> None:

@@ -67,6 +67,7 @@ def launch(
     from forceserver.attempt import ServerCommand
     from forceserver.launch import Ending, LaunchOptions, Supervisor, check_devices, check_ending
     from forceserver.logs import start_logging
+    from forceserver.potentials.specification import anchored
     from forceserver.progress import show_progress
     from forceserver.restart import read_run_files
     from forceserver.signals import stop_on_signals
@@ -75,7 +76,8 @@ def launch(
     names = tuple(devices.split(","))
     check_devices(names, n_servers)
     options = LaunchOptions(
-        ServerCommand(model, n_servers, names, server_options),
+        # The servers start in the folder of the input, which need not be ours.
+        ServerCommand(anchored(model), n_servers, names, server_options),
         retries=retries,
         time_limit_seconds=time_limit,
         stall_seconds=stall,

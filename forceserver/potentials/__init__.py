@@ -8,9 +8,11 @@ is imported before a model is loaded, so that the command line can list the sche
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, cast
 
 from forceserver.errors import UsageError
+from forceserver.models import BUNDLED
 from forceserver.potentials.specification import parse
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ LOADERS: dict[str, str] = {
     "qtip4pf": "forceserver.potentials.qtip4pf:load",
 }
 
-# Schemes that need more than the core dependencies: the extra that brings it.
+# Schemes that need more than the core dependencies: the extra that brings it, which has the name of the package.
 EXTRAS: dict[str, str] = {"metatomic": "metatomic"}
 
 
@@ -40,7 +42,7 @@ def load_potential(
     """Load the model that a user named.
 
     Args:
-        spec: MODEL on the command line, e.g. `model.pt`, `qtip4pf:direct=0.02` or `ase:ase.calculators.emt:EMT`.
+        spec: MODEL on the command line, e.g. `model.pt`, `water-pet`, `qtip4pf:direct=0.02` or `ase:ase.calculators.emt:EMT`.
         device: a torch device, e.g. `cpu` or `cuda:0`.
         dtype: the floating-point precision; None takes the model's own (float64 for the closed forms).
         direct_spec: a second model, whose direct forces go with the conservative ones of the first.
@@ -58,8 +60,22 @@ def load_potential(
     return PairedPotential(conservative=potential, direct=_load_one(direct_spec, torch_device, torch_dtype))
 
 
+def require(spec: str) -> None:
+    """Refuse, before anything heavy is loaded, a model that cannot be: by its name, or for want of an extra.
+
+    Raises:
+        UsageError: as `load_potential`.
+    """
+    scheme, _ = parse(spec, schemes=LOADERS, bundled=BUNDLED)
+    if scheme in EXTRAS and find_spec(EXTRAS[scheme]) is None:
+        raise UsageError(
+            f"model '{spec}' needs the extra '{EXTRAS[scheme]}', which is not installed. "
+            f'Remedy: pip install "forceserver[{EXTRAS[scheme]}]"'
+        )
+
+
 def _load_one(spec: str, device: torch.device, dtype: torch.dtype | None) -> Potential:
-    scheme, options = parse(spec, schemes=LOADERS)
+    scheme, options = parse(spec, schemes=LOADERS, bundled=BUNDLED)
     module_name, function_name = LOADERS[scheme].split(":")
     try:
         load = getattr(import_module(module_name), function_name)

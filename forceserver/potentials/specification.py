@@ -1,39 +1,68 @@
 """The words with which a user names a model, and their meaning.
 
-    MODEL     FILE.pt[,KEY=VALUE...]  or  SCHEME  or  SCHEME:ITEM[,ITEM...]
+    MODEL     FILE.pt[,KEY=VALUE...]  or  BUNDLED[,KEY=VALUE...]  or  SCHEME  or  SCHEME:ITEM[,ITEM...]
     ITEM      KEY=VALUE, or at most one bare word, which is kept under the key `model` (a file, a class)
 
-A path may hold colons, not commas. Values stay strings here: only a loader knows which of them are numbers.
+BUNDLED is the name of a model that comes with the package. A path may hold colons, not commas. Values stay strings here: only a
+loader knows which of them are numbers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forceserver.errors import UsageError, suggest
+
+if TYPE_CHECKING:
+    from forceserver.models import BundledModel
 
 POSITIONAL = "model"
 FILE_SCHEME = "metatomic"
 FILE_SUFFIX = ".pt"
 
 
-def parse(spec: str, *, schemes: Iterable[str]) -> tuple[str, dict[str, str]]:
+def parse(
+    spec: str, *, schemes: Iterable[str], bundled: Mapping[str, BundledModel] = {}
+) -> tuple[str, dict[str, str]]:
     """Split the name of a model into its scheme and its options.
 
+    Args:
+        spec: what the user wrote.
+        schemes: the names of all loaders.
+        bundled: the models that come with the package, by name.
+
     Raises:
-        UsageError: the scheme is not among `schemes`, an item is empty or given twice.
+        UsageError: neither a scheme, a file nor a bundled model; an item is empty or given twice; a bundled file is lost.
     """
     scheme, _, rest = spec.partition(":")
     known = sorted(schemes)
     if scheme in known:
         return scheme, _parse_items(spec, rest)
-    if spec.split(",")[0].endswith(FILE_SUFFIX):
+    name, _, items = spec.partition(",")
+    if name in bundled:
+        options = _parse_items(spec, items)
+        if POSITIONAL in options:
+            raise UsageError(f"model '{spec}': '{options[POSITIONAL]}' is not KEY=VALUE; {name} has its file")
+        return bundled[name].scheme, {POSITIONAL: str(bundled[name].find()), **options}
+    if name.endswith(FILE_SUFFIX):
         return FILE_SCHEME, _parse_items(spec, spec)
     raise UsageError(
-        f"unknown model '{spec}'{suggest(scheme, known)}. Wanted a metatomic file (*{FILE_SUFFIX}) or SCHEME[:OPTIONS] "
-        f"with SCHEME one of {', '.join(known)}"
+        f"unknown model '{spec}'{suggest(scheme, [*known, *bundled])}. Wanted a metatomic file (*{FILE_SUFFIX}), a bundled "
+        f"model ({', '.join(bundled)}) or SCHEME[:OPTIONS] with SCHEME one of {', '.join(known)}"
     )
+
+
+def anchored(spec: str) -> str:
+    """The name of a model that means the same from any folder: the path in it, if any, made absolute."""
+    head, comma, items = spec.partition(",")
+    scheme, colon, word = head.partition(":")
+    for before, path in (("", head), (scheme + colon, word)):
+        if path and Path(path).is_file():
+            return before + str(Path(path).resolve()) + comma + items
+    return spec
 
 
 def read_numbers(scheme: str, options: Mapping[str, str], defaults: Mapping[str, float]) -> dict[str, float]:
