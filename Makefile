@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .PHONY: demo test test-slow lint clean
 
 demo: .venv/core
-	$(BIN)/forceserver demo
+	$(BIN)/forceserver demo --no-browser
 
 test: .venv/test
 	$(BIN)/python -m pytest
@@ -24,7 +24,7 @@ lint: .venv/test
 	@echo "installing into .venv (torch is large: some minutes at the first call) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(INSTALL) torch==2.13.0
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable ".[metatomic]"
 	@touch $@
 
 .venv/test: .venv/core

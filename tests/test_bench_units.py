@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 from collections.abc import Callable
@@ -24,9 +25,9 @@ from forceserver.bench.contenders import (
     read_peer_model,
 )
 from forceserver.bench.inputs import ForceField, input_text
-from forceserver.bench.measure import phases_per_step
+from forceserver.bench.measure import Options, phases_per_step
 from forceserver.bench.memory import Memory
-from forceserver.bench.record import case_record
+from forceserver.bench.record import case_record, write_record
 from forceserver.bench.results import IPI, CaseResult, Entry
 from forceserver.bench.scaling import ScalingResult
 from forceserver.bench.statistics import fit_exponent, median_interval, paired_ratio, seconds_per_step
@@ -379,4 +380,29 @@ def test_the_scaling_table_has_exponents_and_memory() -> None:
     text = printed(lambda console: print_scaling(console, scaling))
     assert "time ~ atoms^1.50 (error 0.00)" in text
     assert "1536" in text
+    assert "error nan" not in printed(
+        lambda console: print_scaling(console, ScalingResult(atoms=results[:2]))
+    )
     assert "900" in text
+
+
+def test_the_record_is_json_that_everybody_reads(result: CaseResult, tmp_path: Path) -> None:
+    """No nan in it: two sizes have no error of the exponent, and two contenders that never met no interval."""
+    result.entries[2].seconds = [math.nan, math.nan, math.nan, 0.15]
+    setting = Setting("noop", PEER)
+    scaling = ScalingResult(atoms=[result, CaseResult(result.case, 384, [entry("ours", [0.3])])])
+    write_record(tmp_path / "bench.json", [result], scaling, setting, Options(), {"name": "x"}, WATER64)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    record = json.loads((tmp_path / "bench.json").read_text(), parse_constant=refuse)
+    (driver,) = (each for each in record["cases"][0]["contenders"] if each["name"] == "driver")
+    assert driver["seconds_per_step"] == [None, None, None, 0.15]
+    assert driver["ours_is_faster_by"] == {
+        "median": pytest.approx(1.5),
+        "low": None,
+        "high": None,
+        "coverage": 0.0,
+    }
+    assert record["scaling"]["atoms"]["exponents"]["ours"]["all_sizes"]["error"] is None

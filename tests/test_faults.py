@@ -217,10 +217,13 @@ def test_servers_end_with_their_i_pi_and_the_run_goes_on_from_its_state(
         ),
     ],
 )  # fmt: skip
-def test_an_i_pi_that_drops_a_server_at_its_timeout_is_dialled_again_and_gets_the_right_forces(
+def test_an_i_pi_that_drops_a_server_at_its_timeout_gets_the_right_forces_from_it_later_or_from_another(
     place: Workplace, reference: Workplace, form: str, n_servers: int
 ) -> None:
-    """One evaluation takes three times as long as i-PI waits for; what it gave is worth nothing any more."""
+    """One evaluation takes three times as long as i-PI waits for; what it gave is worth nothing any more.
+
+    A server that is alone dials again. Where there is another, that one has finished the run meanwhile.
+    """
     ipi = start(place, form, timeout_seconds=NAP_SECONDS / 3)
     server = place.start_server(f"{TRAP},{SLOWLY[n_servers]},fault=nap,when=now")
     wait_for_step(place, 3)
@@ -229,8 +232,9 @@ def test_an_i_pi_that_drops_a_server_at_its_timeout_is_dialled_again_and_gets_th
     assert ipi.wait(90) == 0, place.read("ipi.log")
     assert [each.wait(30) for each in (server, *others)] == [0] * n_servers, place.read("server.log")
     assert "died or got unresponsive(A). Disconnecting." in place.read("ipi.log")
-    n_handshakes = n_servers * 4 // FORMS[form].batch_size + 1
-    assert place.read("ipi.log").count("Handshaking was successful") >= n_handshakes
+    if n_servers == 1:
+        n_handshakes = 4 // FORMS[form].batch_size
+        assert place.read("ipi.log").count("Handshaking was successful") > n_handshakes
     assert "Traceback" not in place.read("server.log")
     assert restart_step(place) == STEPS
     assert_same_run(place, reference)

@@ -253,7 +253,10 @@ def test_nobody_reads_the_virial_of_plain_dynamics(tmp_path: Path) -> None:
             "activelist",
         ),
         ({"forcefields": SOCKET.replace("</address>", "</address><batch_size>0</batch_size>")}, "batch_size"),
-        ({"forces": '<force forcefield="other"/>'}, "no <force> of any <system>"),
+        (
+            {"forces": '<force forcefield="other"/>'},
+            r"no <force> of any <system>.*use: other; the <ffsocket>s are: ",
+        ),
     ],
 )
 def test_an_input_that_cannot_be_served_says_why(tmp_path: Path, changes: dict[str, str], words: str) -> None:

@@ -224,12 +224,12 @@ def test_an_i_pi_that_ends_by_itself_is_not_started_again(place: Workplace) -> N
 @pytest.mark.slow
 def test_an_i_pi_that_cannot_start_is_reported_in_its_own_words(place: Workplace) -> None:
     path = write_run(place, steps=5)
-    path.write_text(path.read_text().replace('forcefield="forces"', 'forcefield="nobody"'))
+    path.write_text(path.read_text().replace("[ step,", "[ step, no_such_property,"))
     process = launch(place, model="harmonic:k=2.0")
     assert process.wait(60) in (1, 2)
     log = place.read("launch.log")
     assert "Traceback" not in log
-    assert "nobody" in log
+    assert "no_such_property" in log
 
 
 def supervise(path: Path, **changes: bool) -> Ending:

@@ -109,6 +109,27 @@ def test_an_i_pi_that_drops_us_and_takes_us_back_is_served_on(with_exit: bool) -
     assert len(heard) == 1
 
 
+def test_an_i_pi_that_says_exit_and_closes_while_we_evaluate_ended_in_order() -> None:
+    """The forces cannot be handed over any more; why stands behind what we did not read."""
+    has_left = threading.Event()
+
+    class Slow(Spring):
+        def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
+            assert has_left.wait(10)
+            return super().__call__(batch, want)
+
+    def script(peers: list[Peer]) -> None:
+        peers[0].handshake()
+        peers[0].ask(np.zeros((1, 3)), CELL)
+        time.sleep(0.2)  # until that is taken
+        peers[0].exit()
+        peers[0].connection.close()
+        has_left.set()
+
+    with scripted_ipi(script) as address:
+        make_server(address, Evaluator({"default": Slow()}), [1]).run()
+
+
 def test_a_simulation_that_is_given_up_does_not_make_the_server_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     """One i-PI has died in a way that keeps its socket open; the other goes on."""
     monkeypatch.setattr("forceserver.endpoint.GREETING_SECONDS", 0.1)

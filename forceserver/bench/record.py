@@ -17,7 +17,7 @@ from forceserver.bench.contenders import Setting
 from forceserver.bench.measure import Options
 from forceserver.bench.results import CaseResult, Entry
 from forceserver.bench.scaling import AXES, Axis, ScalingResult
-from forceserver.bench.statistics import Interval
+from forceserver.bench.statistics import Exponent, Interval
 
 PACKAGES = ("forceserver", "ipi", "torch", "metatomic-torch", "vesin", "numpy")
 
@@ -38,7 +38,7 @@ def write_record(
         "scaling": {axis: _scaling_record(scaling, axis) for axis in AXES if scaling.of(axis)},
     }
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(record, indent=1) + "\n")
+    fresh.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     fresh.replace(path)
 
 
@@ -102,9 +102,9 @@ def _entry_record(entry: Entry, ours: Entry | None, limit: Entry | None) -> dict
         "first_geometry": dict(entry.answer),
     }
     if ours is not None and ours is not entry:
-        record["ours_is_faster_by"] = _interval(entry.slower_than(ours))
+        record["ours_is_faster_by"] = _estimate(entry.slower_than(ours))
     if limit is not None:
-        record["over_the_limit"] = _interval(entry.slower_than(limit))
+        record["over_the_limit"] = _estimate(entry.slower_than(limit))
     if entry.phases:
         record |= {"seconds_by_phase": dict(entry.phases), "own_share": entry.own_share}
     if entry.dissection:
@@ -112,16 +112,16 @@ def _entry_record(entry: Entry, ours: Entry | None, limit: Entry | None) -> dict
     return record
 
 
-def _interval(interval: Interval) -> dict[str, float | None]:
+def _estimate(estimate: Interval | Exponent) -> dict[str, float | None]:
     """JSON knows no nan."""
-    return {key: None if math.isnan(value) else value for key, value in asdict(interval).items()}
+    return {key: None if math.isnan(value) else value for key, value in asdict(estimate).items()}
 
 
 def _scaling_record(scaling: ScalingResult, axis: Axis) -> dict[str, Any]:
     exponents = {name: scaling.exponents(axis, name) for name in scaling.contenders(axis)}
     return {
         "exponents": {
-            name: {"all_sizes": asdict(each[0]), "larger_half": asdict(each[1])}
+            name: {"all_sizes": _estimate(each[0]), "larger_half": _estimate(each[1])}
             for name, each in exponents.items()
             if each is not None
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -62,8 +63,9 @@ class ScalingResult:
             exponents = self.exponents(axis, name)
             if exponents is not None:
                 whole, upper = exponents
+                error = "" if math.isnan(whole.error) else f" (error {whole.error:.2f})"
                 yield (
-                    f"{name}: time ~ {axis}^{whole.value:.2f} (error {whole.error:.2f}); "
+                    f"{name}: time ~ {axis}^{whole.value:.2f}{error}; "
                     f"^{upper.value:.2f} from the middle size on"
                 )
         yield from (note for note in self.notes if note.startswith(axis))

@@ -1,0 +1,175 @@
+"""Energy drift at constant energy against M, the number of direct steps per conservative correction: a table of the model's card.
+
+    python drift.py model.pt --time 2 -o drift
+
+64 water molecules at 300 K, inner step 0.5 fs, on real i-PI. M = 1 stands for direct forces alone, `conservative` for no direct
+forces at all. Every run has its folder; the same command goes on where it was interrupted, extends finished runs to a longer
+`--time`, and prints the table of what there is. A run that broke off, its forces no longer finite, is not tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from analysis import Estimate, Run, read_run
+from analysis.drift import energy_drift
+from analysis.errors import AnalysisError
+from analysis.kinetics import temperature
+from forceserver.attempt import ServerCommand
+from forceserver.demo.costs import calm_threads, sensible_threads
+from forceserver.demo.tour import seconds_per_step
+from forceserver.errors import ForceServerError
+from forceserver.launch import Ending, LaunchOptions, Supervisor
+from forceserver.logs import start_logging
+from forceserver.potentials.specification import anchored
+from forceserver.progress import PropertiesTail, show_progress
+from forceserver.restart import TOTAL_STEPS
+from forceserver.signals import stop_on_signals
+from ipi_inputs import load
+
+INNER_FS = 0.5
+CASES = ("conservative", "1", "2", "3", "4", "6", "8", "10")
+LONGEST_BOND = 1.5  # A; an O-H bond that is longer has broken
+NOT_FINISHED = 75
+OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    name: str  # conservative, or M
+    folder: Path
+    time_ps: float
+
+    @property
+    def n_inner(self) -> int:
+        return 1 if self.name == "conservative" else int(self.name)
+
+    @property
+    def n_steps(self) -> int:
+        return round(1e3 * self.time_ps / (INNER_FS * self.n_inner))
+
+    def write_input(self) -> Path:
+        """The input; of a run that is there already, only the length may change."""
+        path = self.folder / "input.xml"
+        if path.exists():
+            text = TOTAL_STEPS.sub(rf"\g<1> {self.n_steps} \g<3>", path.read_text(), count=1)
+            path.write_text(text)
+            return path
+        if self.name == "conservative":
+            file = load("nve")
+        else:
+            file = load("nve-direct") if self.n_inner == 1 else load("nve-mts").with_(mts=self.n_inner)
+        return file.with_(steps=self.n_steps).write(path)
+
+
+def run_case(case: Case, model: str, n_threads: int) -> Ending:
+    """Run it, or what is left of it; what it took, and why it ended, is written beside it.
+
+    Raises:
+        ForceServerError: it cannot be started.
+    """
+    path = case.write_input()
+    rows: list[tuple[int, float]] = []
+    servers = ServerCommand(model, options=("--threads", str(n_threads)))
+    with stop_on_signals() as stop, show_progress(f"{case.name}", case.n_steps) as show:
+
+        def watch(step: int, tail: PropertiesTail) -> None:
+            rows.append((step, time.monotonic()))
+            show(step, tail)
+
+        supervisor = Supervisor(path, LaunchOptions(servers, retries=1), stop, watch)
+        ending = supervisor.run()
+    known = _outcome(case)
+    seconds = seconds_per_step(rows) / case.n_inner
+    if seconds == seconds:  # not nan: enough rows were seen
+        known["ms"] = 1e3 * seconds
+    known["failure"] = supervisor.reason if ending is Ending.FAILED else ""
+    (case.folder / OUTCOME).write_text(json.dumps(known) + "\n")
+    return ending
+
+
+def _outcome(case: Case) -> dict[str, object]:
+    try:
+        known: dict[str, object] = json.loads((case.folder / OUTCOME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+def describe(case: Case) -> str | None:
+    """The row of the table; None where nothing has run."""
+    if not (case.folder / "input.xml").exists():
+        return None
+    known = _outcome(case)
+    milliseconds = f"{known['ms']:.0f}" if "ms" in known else "-"
+    row = [case.name, f"{INNER_FS * case.n_inner:g}"]
+    try:
+        run = read_run(case.folder)
+        drift, kinetic = energy_drift(run), temperature(run)
+        row += [f"{run.duration_ps:.3g}", _bare(drift), _bare(kinetic), milliseconds, _intact(run)]
+    except AnalysisError:
+        row += ["-", "-", "-", milliseconds, "-"]
+    return f"| {' | '.join(row)} |" + (f" broke off: {known['failure']}" if known.get("failure") else "")
+
+
+def _bare(estimate: Estimate) -> str:
+    """Without its unit."""
+    return str(estimate).partition(" ")[0]
+
+
+def _intact(run: Run) -> str:
+    """Molecules whose O-H bonds hold in the last frame; the library's water is O H H in turn."""
+    positions = run.trajectory("positions")
+    last = positions.frames(positions.n_frames - 1)
+    atoms = last.values[0].reshape(-1, 3, 3)
+    bonds = atoms[:, 1:] - atoms[:, :1]
+    cell = last.cells[0]
+    bonds -= np.round(bonds @ np.linalg.inv(cell)) @ cell
+    holds = (np.linalg.norm(bonds, axis=-1) < LONGEST_BOND).all(axis=1)
+    return f"{int(holds.sum())} of {len(holds)}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="as for `forceserver run`")
+    parser.add_argument("--time", type=float, default=2.0, help="ps of each run")
+    parser.add_argument("-o", "--output", type=Path, default=Path("drift"), help="folder of the runs")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="M")
+    parser.add_argument("--threads", type=int, default=sensible_threads(), help="of the server")
+    parser.add_argument("--table", action="store_true", help="only print the table of what has run")
+    arguments = parser.parse_args()
+    calm_threads()
+    start_logging()
+    cases = [Case(name, arguments.output / f"M-{name}", arguments.time) for name in arguments.cases]
+    endings = []
+    for case in [] if arguments.table else cases:
+        if _outcome(case).get("failure"):
+            continue
+        try:
+            endings.append(run_case(case, anchored(arguments.model), arguments.threads))
+        except ForceServerError as error:
+            print(f"drift.py: {case.folder}: {error}", file=sys.stderr)
+            return error.exit_code
+        if endings[-1] is Ending.INTERRUPTED:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            break
+    print("| M | step, fs | ps | drift, meV/ps/atom | T, K | ms per inner step | molecules intact |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for row in filter(None, map(describe, cases)):
+        print(row)
+    return NOT_FINISHED if Ending.INTERRUPTED in endings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

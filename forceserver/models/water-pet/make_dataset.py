@@ -1,0 +1,221 @@
+"""Configurations of flexible water, labelled by q-TIP4P/F: what `water-pet` is trained on, so that its truth is known.
+
+    python make_dataset.py train.xyz --seed 1 --frames 3000
+    python make_dataset.py valid.xyz --seed 2 --frames 64
+    python make_dataset.py test.xyz --seed 3 --frames 128
+
+Langevin dynamics of many small boxes at once, in one batch: 32 and 64 molecules, 250 to 450 K, several densities, compressed,
+stretched and sheared cells; classical, and ring polymers, whose beads spread as the quantum nuclei do. Every `SPACING`-th step of
+every replica is a frame, with energy, forces and stress. Frames of one seed are correlated; other seeds are other
+trajectories, so validation and test are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.units import _e, _hbar, fs, kB
+
+from forceserver.potentials import load_potential
+from forceserver.potentials.interface import Batch
+from forceserver.structures import CONSERVATIVE
+
+TIMESTEP = 0.5 * fs
+FRICTION = 1.0 / (50.0 * fs)  # of the centroid; strong, for the boxes start from a lattice
+N_REPLICAS = 6  # of each condition: the beads of one ring polymer, or as many classical boxes
+MELTING = 500  # steps at the hottest temperature before anything is kept
+RELAXING = 300  # further steps at the right one
+SPACING = 30  # steps between frames
+HOTTEST = 450.0  # K
+HBAR = _hbar / _e * 1e15 * fs  # eV times the unit of time of ASE
+MOLECULE = np.array([[0.0, 0.0, 0.0], [0.7569, 0.5859, 0.0], [-0.7569, 0.5859, 0.0]])  # O H H, A
+MASSES = np.array([15.9949, 1.00783, 1.00783])  # amu
+
+
+@dataclass(frozen=True)
+class Condition:
+    n_molecules: int
+    temperature: float  # K
+    density: float  # g/cm3
+    ring_polymer: bool
+    strain: tuple[float, float, float, float, float, float] = (0, 0, 0, 0, 0, 0)  # xx yy zz yz xz xy
+
+
+CONDITIONS = {
+    n: [
+        Condition(n, 300, 1.00, True),
+        Condition(n, 250, 1.00, True),
+        Condition(n, 350, 0.95, True, (0.04, -0.04, 0.02, 0, 0.03, 0)),
+        Condition(n, 300, 1.00, False),
+        Condition(n, 450, 0.90, False, (-0.05, 0.03, 0, 0.04, 0, -0.04)),
+        Condition(n, 350, 1.10, False, (0, 0.05, -0.05, 0, 0, 0.05)),
+    ]
+    for n in (64, 32)
+}
+
+
+class Dynamics:
+    """Langevin dynamics of several conditions at once; positions (n_conditions, N_REPLICAS, n_atoms, 3) A.
+
+    Free ring polymers and classical boxes move exactly between the kicks (Ceriotti et al., J. Chem. Phys. 133, 124104
+    (2010): PILE), with the momenta of bead k scaled so that all beads share one mass per atom.
+    """
+
+    def __init__(self, conditions: list[Condition], rng: np.random.Generator) -> None:
+        self.conditions = conditions
+        self._rng = rng
+        boxes = [_lattice(condition, rng) for condition in conditions]
+        self.cells = np.stack([cell for cell, _ in boxes])
+        start = np.stack([positions for _, positions in boxes])
+        self.positions = np.repeat(start[:, None], N_REPLICAS, axis=1)
+        self._masses = np.tile(MASSES, conditions[0].n_molecules)[None, None, :, None]
+        self._momenta = np.zeros_like(self.positions)
+        self._potential = load_potential("qtip4pf")
+        numbers = np.tile([8, 1, 1], conditions[0].n_molecules)
+        n_structures = len(conditions) * N_REPLICAS
+        self._numbers = torch.as_tensor(np.tile(numbers, n_structures))
+        self._owner = torch.arange(n_structures).repeat_interleave(len(numbers))
+        self.numbers = numbers
+        self.energies, self.forces, self.virials = self._evaluate()
+
+    def run(self, n_steps: int, temperatures: np.ndarray) -> None:
+        """Advance by OABAO steps at the temperatures (n_conditions,) in K."""
+        modes, frequencies = _normal_modes()
+        quantum = np.array([condition.ring_polymer for condition in self.conditions])
+        # A ring polymer is simulated at N times the temperature.
+        kt = (kB * temperatures * np.where(quantum, N_REPLICAS, 1))[:, None, None, None]
+        omega = np.where(quantum[:, None], frequencies[None] * kt[:, :1, 0, 0] / HBAR, 0.0)[:, :, None, None]
+        friction = np.where(omega > 0, 2 * omega, FRICTION)
+        keep = np.exp(-0.5 * TIMESTEP * friction)
+        kick = np.sqrt((1 - keep**2) * kt * self._masses)
+        cos, sin = np.cos(omega * TIMESTEP), np.sin(omega * TIMESTEP)
+        stretch = np.where(omega > 0, sin / np.where(omega > 0, omega, 1), TIMESTEP)
+        for _ in range(n_steps):
+            momenta = _apply(modes, self._momenta, quantum)
+            momenta = keep * momenta + kick * self._rng.standard_normal(momenta.shape)
+            momenta = momenta + 0.5 * TIMESTEP * _apply(modes, self.forces, quantum)
+            x = _apply(modes, self.positions, quantum)
+            x, momenta = (
+                cos * x + stretch * momenta / self._masses,
+                cos * momenta - omega * sin * x * self._masses,
+            )
+            self.positions = _apply(modes.T, x, quantum)
+            self.energies, self.forces, self.virials = self._evaluate()
+            momenta = momenta + 0.5 * TIMESTEP * _apply(modes, self.forces, quantum)
+            momenta = keep * momenta + kick * self._rng.standard_normal(momenta.shape)
+            self._momenta = _apply(modes.T, momenta, quantum)
+
+    def frames(self) -> list[Atoms]:
+        """All replicas of all conditions, labelled."""
+        made = []
+        for index, cell in enumerate(self.cells):
+            for replica in range(N_REPLICAS):
+                atoms = Atoms(self.numbers, self.positions[index, replica], cell=cell, pbc=True)
+                stress = -self.virials[index, replica] / atoms.get_volume()
+                atoms.calc = SinglePointCalculator(
+                    atoms,
+                    energy=self.energies[index, replica],
+                    forces=self.forces[index, replica],
+                    stress=stress,
+                )
+                made.append(_with_plain_labels(atoms))
+        return made
+
+    def _evaluate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        shape = self.positions.shape
+        batch = Batch(
+            positions=torch.as_tensor(self.positions.reshape(-1, 3)),
+            cells=torch.as_tensor(np.repeat(self.cells, N_REPLICAS, axis=0)),
+            atomic_numbers=self._numbers,
+            atom_to_structure=self._owner,
+            pbc=torch.ones(shape[0] * N_REPLICAS, 3, dtype=torch.bool),
+            n_atoms=(shape[2],) * (shape[0] * N_REPLICAS),
+        )
+        answer = self._potential(batch, frozenset({CONSERVATIVE}))
+        assert answer.conservative is not None
+        assert answer.conservative.virials is not None
+        return (
+            answer.energies.numpy().reshape(shape[:2]),
+            answer.conservative.forces.numpy().reshape(shape),
+            answer.conservative.virials.numpy().reshape(*shape[:2], 3, 3),
+        )
+
+
+def _with_plain_labels(atoms: Atoms) -> Atoms:
+    """Labels under names of their own: the direct heads learn the same forces and stress as the energy's gradients."""
+    labelled = atoms.copy()
+    labelled.info["energy_label"] = float(atoms.get_potential_energy())
+    labelled.info["stress_label"] = np.asarray(atoms.get_stress(voigt=False))
+    labelled.arrays["forces_label"] = atoms.get_forces()
+    return labelled
+
+
+def _normal_modes() -> tuple[np.ndarray, np.ndarray]:
+    """The orthogonal transform to normal modes (rows) and their frequencies in units of N kT/hbar."""
+    spring = 2 * np.eye(N_REPLICAS) - np.roll(np.eye(N_REPLICAS), 1, 0) - np.roll(np.eye(N_REPLICAS), -1, 0)
+    squares, vectors = np.linalg.eigh(spring)
+    return vectors.T, np.sqrt(np.maximum(squares, 0.0)) * (squares > 1e-9)
+
+
+def _apply(matrix: np.ndarray, values: np.ndarray, quantum: np.ndarray) -> np.ndarray:
+    """Transform the replicas of the ring polymers; classical boxes stay as they are."""
+    return np.where(quantum[:, None, None, None], np.einsum("kr,crai->ckai", matrix, values), values)
+
+
+def _lattice(condition: Condition, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A cell of the right volume and molecules, randomly turned, on a lattice in it."""
+    volume = condition.n_molecules * MASSES.sum() * 1.66053906660 / condition.density
+    across = np.array([4, 4, condition.n_molecules // 16])
+    xx, yy, zz, yz, xz, xy = condition.strain
+    deformation = np.eye(3) + np.array([[xx, xy, xz], [0, yy, yz], [0, 0, zz]])
+    shape = np.diag(across / 4.0) if condition.n_molecules == 64 else np.eye(3)
+    cell = shape @ deformation.T
+    cell *= (volume / np.linalg.det(cell)) ** (1 / 3)
+    grid = (
+        np.stack(np.meshgrid(*[np.arange(n) for n in across], indexing="ij"), -1).reshape(-1, 3) + 0.5
+    ) / across
+    turns = np.linalg.qr(rng.standard_normal((condition.n_molecules, 3, 3)))[0]
+    positions = (grid @ cell)[:, None] + np.einsum("mij,aj->mai", turns, MOLECULE)
+    return cell, positions.reshape(-1, 3)
+
+
+def make_frames(n_frames: int, seed: int, n_molecules: int) -> list[Atoms]:
+    rng = np.random.default_rng([seed, n_molecules])
+    dynamics = Dynamics(CONDITIONS[n_molecules], rng)
+    temperatures = np.array([condition.temperature for condition in dynamics.conditions])
+    dynamics.run(MELTING, np.full_like(temperatures, HOTTEST))
+    dynamics.run(RELAXING, temperatures)
+    frames = dynamics.frames()
+    while len(frames) < n_frames:
+        dynamics.run(SPACING, temperatures)
+        frames += dynamics.frames()
+    chosen = rng.permutation(len(frames))[:n_frames]
+    return [frames[index] for index in chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--frames", type=int, default=3000, help="half with 64 molecules, half with 32")
+    parser.add_argument("--molecules", type=int, choices=[32, 64], help="boxes of one size only")
+    arguments = parser.parse_args()
+    sizes = [arguments.molecules] if arguments.molecules else [64, 32]
+    frames = [
+        frame for n in sizes for frame in make_frames(arguments.frames // len(sizes), arguments.seed, n)
+    ]
+    order = np.random.default_rng(arguments.seed).permutation(len(frames))
+    ase.io.write(arguments.output, [frames[index] for index in order], format="extxyz")
+
+
+if __name__ == "__main__":
+    main()

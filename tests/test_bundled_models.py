@@ -1,0 +1,122 @@
+"""Models that come with the package: found by name, complete, refused in one line where something is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from forceserver.commands.models import SCHEMES
+from forceserver.errors import UsageError
+from forceserver.models import BUNDLED, BundledModel
+from forceserver.potentials import LOADERS, load_potential, require
+from forceserver.potentials.specification import anchored, parse
+from ipi_inputs import load
+from real_ipi import WATER64, served, workplace
+
+LARGEST_FILE = 4e6  # bytes
+
+
+def test_water_pet_gives_both_kinds_of_forces_with_their_stresses() -> None:
+    pytest.importorskip("metatomic.torch")
+    known = load_potential("water-pet").capabilities
+    assert known.conservative
+    assert known.direct
+    assert known.direct_virial
+    assert known.elements == {1, 8}
+    assert known.cutoff is not None
+    assert known.cutoff <= 4.5
+
+
+@pytest.mark.parametrize("model", BUNDLED.values(), ids=BUNDLED)
+def test_a_bundled_model_is_small_and_has_its_card(model: BundledModel) -> None:
+    assert model.find().stat().st_size <= LARGEST_FILE
+    assert (model.folder / "README.md").stat().st_size > 500
+
+
+def test_water_pet_serves_real_ipi_by_its_name() -> None:
+    pytest.importorskip("metatomic.torch")
+    with workplace() as place:
+        load("nve-mts").with_(steps=3, mts=2).write(place.path / "input.xml")
+        ipi = place.start("i-pi", "-S", f"{place.path}/s_", "input.xml", log="ipi.log")
+        server = place.start(
+            "forceserver", "run", "water-pet", "-i", "input.xml", "-S", f"{place.path}/s_", log="server.log"
+        )
+        assert server.wait(120) == 0, place.read("server.log")
+        assert ipi.wait(60) == 0, place.read("ipi.log")
+        assert served(place.read("server.log"))[0].startswith("4 conservative")
+
+
+def test_a_bundled_name_takes_options_but_no_other_file() -> None:
+    here = BundledModel("water-pet", "metatomic", "a file that is there", file_name="make_dataset.py")
+    assert parse("house,variant=pbe", schemes=LOADERS, bundled={"house": here}) == (
+        "metatomic",
+        {"model": str(here.find()), "variant": "pbe"},
+    )
+    with pytest.raises(UsageError, match=r"'other.pt' is not KEY=VALUE"):
+        parse("house,other.pt", schemes=LOADERS, bundled={"house": here})
+
+
+def test_a_lost_file_is_named_with_its_remedy() -> None:
+    lost = BundledModel("house", "metatomic", "a file that is not there", file_name="lost.pt")
+    with pytest.raises(UsageError, match=r"house/lost.pt, and is not.*install forceserver again"):
+        parse("house", schemes=LOADERS, bundled={"house": lost})
+
+
+@pytest.mark.parametrize("word", ["water-pett", "waterpet", "water-pet:variant=x"])
+def test_a_misspelt_name_is_recognised(word: str) -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'water-pet'"):
+        require(word)
+
+
+def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forceserver.potentials.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r'extra \'metatomic\'.*pip install "forceserver\[metatomic\]"'):
+        require("some.pt")
+    require("qtip4pf")
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("water64.xyz,variant=a", f"{WATER64},variant=a"),
+        ("metatomic:water64.xyz", f"metatomic:{WATER64}"),
+        ("qtip4pf:direct=0.02", "qtip4pf:direct=0.02"),
+        ("water-pet", "water-pet"),
+    ],
+)
+def test_a_model_means_the_same_from_any_folder(
+    spec: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(WATER64.parent)
+    assert anchored(spec) == expected
+
+
+def test_models_lists_every_scheme_and_every_bundled_model_without_torch() -> None:
+    assert set(SCHEMES) == set(LOADERS)
+    code = (
+        "import sys; sys.argv = ['forceserver', 'models']\n"
+        "from forceserver.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    listed = {line.split()[0] for line in out.splitlines() if line}
+    assert {written for written, _ in SCHEMES.values()} | set(BUNDLED) <= listed
+    assert out.splitlines()[-1] == "False"
+
+
+def test_models_says_what_is_not_installed(tmp_path: Path) -> None:
+    code = (
+        "import sys, forceserver.commands.models as models\n"
+        "models.find_spec = lambda name: None\n"
+        "models.models()"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    line = next(line for line in out.stdout.splitlines() if line.startswith("FILE.pt"))
+    assert line.endswith('needs pip install "forceserver[metatomic]"')

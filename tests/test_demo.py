@@ -1,0 +1,285 @@
+"""The tour: real runs on real i-PI, its table and report, what it does when it is interrupted, and what it never deletes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forceserver.demo import findings, stops, tour
+from forceserver.demo.costs import read_ipi_xyz, sensible_threads
+from forceserver.demo.findings import Finding, rows_of, show_page
+from forceserver.demo.stops import STOPS, Stop, duration_text, expected_seconds
+from forceserver.demo.tour import MARKER, Tour, finish, run_tour, seconds_per_step
+from forceserver.errors import ForceServerError, UsageError
+from ipi_inputs import lint
+from launched import wait_for
+from real_ipi import BIN, WATER64
+
+MODEL = "qtip4pf:direct=0.05"
+BY_TITLE = {stop.title: stop for stop in STOPS}
+
+
+def take(monkeypatch: pytest.MonkeyPatch, *titles: str) -> None:
+    """Only these stops."""
+    chosen = tuple(BY_TITLE[title] for title in titles)
+    for module in (stops, tour):
+        monkeypatch.setattr(module, "STOPS", chosen)
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=[stop.title for stop in STOPS])
+def test_every_stop_is_an_input_that_the_linter_knows(stop: Stop, tmp_path: Path) -> None:
+    """Nothing is wrong with it but what it is there to show."""
+    path = stop.input_file(0.1).write(tmp_path / "input.xml")
+    system = stop.input_file(0.1).facts.systems[0]
+    assert system.timestep_fs == pytest.approx(stop.timestep_fs)
+    assert system.inner_timestep_fs == pytest.approx(0.5)
+    wrong = {finding.rule for finding in lint(path) if finding.level == "error"}
+    assert wrong <= {"direct-global-thermostat", "direct-unthermostatted"}
+
+
+def test_the_tour_shows_every_way_to_use_forces() -> None:
+    runs = [stop.input_file(0.1).facts for stop in STOPS]
+    assert [run.systems[0].n_beads for run in runs] == [1, 1, 1, 1, 1, 1, 8]
+    roles = [{socket.forces for socket in run.sockets} for run in runs]
+    assert roles[0] == {"conservative"}
+    assert roles[4] == {"direct"}
+    assert "blended" in roles[2]
+    assert all(roles[index] == {"conservative", "direct"} for index in (3, 5, 6))
+
+
+def test_a_short_tour_runs_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take(monkeypatch, "NVE direct", "NVE MTS 4")
+    folder = tmp_path / "tour"
+    outcomes = run_tour(Tour(MODEL, 0.02), folder)
+    found = findings.judge(outcomes)
+    page = findings.write_findings(found, folder)
+    findings.print_findings(found, MODEL)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    direct, mts = rows_of(found)
+    assert direct[:3] == ("NVE direct", "40", "0.02")
+    assert mts[:3] == ("NVE MTS 4", "16", "0.03")
+    assert all(re.fullmatch(r"-?[\d.]+\([\d.]+\)", row[4]) for row in (direct, mts))
+    assert float(direct[4].partition("(")[0]) > 20.0 > abs(float(mts[4].partition("(")[0]))
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[2] == f"| {' | '.join(direct)} |"
+    assert "1-nve-direct" in page.read_text()
+    assert (folder / "demo.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_an_interrupted_tour_is_continued_by_the_same_command(tmp_path: Path) -> None:
+    command = [str(BIN / "forceserver"), "demo", "--model", MODEL, "--length", "0.05", "--no-browser"]
+    folder = tmp_path / "demo-output"
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    properties = folder / "2-nve-direct" / "demo.properties"
+    wait_for(lambda: properties.exists() and len(properties.read_text().splitlines()) > 14, 120.0)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 75, said
+    assert "the same command continues it" in said
+    assert "Traceback" not in said
+    done = (folder / "1-nve-conservative" / "ended.json").stat().st_mtime
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert (folder / "1-nve-conservative" / "ended.json").stat().st_mtime == done
+    assert (folder / "2-nve-direct" / "CONTINUE.xml").exists()
+    table = (folder / "table.md").read_text().splitlines()[2 : 2 + len(STOPS)]
+    assert [row.split("|")[1].strip() for row in table] == [stop.title for stop in STOPS]
+    assert (folder / MARKER).read_text() == ""
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A slow model whose forces are not finite; where `,when=FILE` follows, from the moment that the file is there."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    return "ase:faulty_model:FaultyCalculator,fault=nan,pause=0.05"
+
+
+def test_a_run_that_breaks_off_is_a_row_and_not_the_end(
+    faulty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(monkeypatch, "NVE MTS 4", "NVE conservative")
+    done, broken = tmp_path / "tour" / "1-nve-mts-4", tmp_path / "tour" / "2-nve-conservative"
+    asked = Tour(f"{faulty},when={tmp_path}/now", 0.05)
+    tour._take_folder(asked, tmp_path / "tour")
+    done.mkdir()
+    (done / "ended.json").write_text(json.dumps({"seconds_per_fs": 0.1, "failure": ""}))
+
+    def spoil() -> None:
+        properties = broken / "demo.properties"
+        wait_for(lambda: properties.exists() and properties.read_text().count("\n") > 12, 120.0)
+        (tmp_path / "now").touch()
+
+    thread = threading.Thread(target=spoil)
+    thread.start()
+    outcomes = run_tour(asked, tmp_path / "tour")
+    thread.join()
+    assert outcomes[0].failure == ""
+    assert "server 1 ended with code 1" in outcomes[1].failure
+    row = rows_of([Finding(outcomes[1], None)])[0]
+    assert row[-1] == "broke off"
+    assert run_tour(asked, tmp_path / "tour")[1].failure == outcomes[1].failure, "it is not tried again"
+
+
+def test_what_fails_at_the_first_stop_ends_the_tour(
+    faulty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(monkeypatch, "NVE conservative")
+    with pytest.raises(ForceServerError, match=r"NVE conservative: server 1 ended with code 1"):
+        run_tour(Tour(faulty, 0.02), tmp_path / "tour")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="holds other files"):
+        run_tour(Tour(MODEL, 0.02), tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_model_that_is_none_costs_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown model 'qtip5'"):
+        run_tour(Tour("qtip5", 0.02), tmp_path / "tour")
+    assert not (tmp_path / "tour").exists()
+
+
+@pytest.mark.parametrize(("is_full", "other"), [(True, 0.02), (True, 0.03), (False, 0.03)])
+def test_a_full_tour_is_never_thrown_away(is_full: bool, other: float, tmp_path: Path) -> None:
+    first = Tour(MODEL, 0.02, is_full=True)
+    tour._take_folder(first, tmp_path)
+    (tmp_path / "hours").touch()
+    finish(first, tmp_path)
+    second = Tour(MODEL, other, is_full=is_full)
+    if is_full and other != first.time_ps:
+        with pytest.raises(UsageError, match="holds another tour"):
+            tour._take_folder(second, tmp_path)
+    elif is_full:
+        tour._take_folder(second, tmp_path)
+    if is_full:
+        assert (tmp_path / "hours").exists()
+
+
+def test_a_finished_short_tour_is_made_afresh(tmp_path: Path) -> None:
+    asked = Tour(MODEL, 0.02)
+    tour._take_folder(asked, tmp_path)
+    (tmp_path / "old").touch()
+    tour._take_folder(asked, tmp_path)
+    assert (tmp_path / "old").exists(), "an unfinished one is continued"
+    finish(asked, tmp_path)
+    tour._take_folder(asked, tmp_path)
+    assert not (tmp_path / "old").exists()
+
+
+def test_another_model_file_makes_another_tour(tmp_path: Path) -> None:
+    model = tmp_path / "model.pt"
+    model.touch()
+    before = Tour(str(model), 0.02).identity()
+    os.utime(model, (1.0, 1.0))
+    assert Tour(str(model), 0.02).identity() != before
+
+
+def test_wall_time_leaves_out_the_start() -> None:
+    rows = [(0, 10.0), (4, 18.0), (8, 18.4), (12, 18.8), (16, 19.2)]
+    assert seconds_per_step(rows) == pytest.approx(0.1)
+    assert math.isnan(seconds_per_step(rows[:1]))
+    assert math.isnan(seconds_per_step([]))
+
+
+def test_the_expected_time_counts_a_shared_forward_pass_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"conservative": 1.0, "direct": 0.1, "both": 1.05}
+    monkeypatch.setattr(stops, "_measure_costs", lambda model: costs)
+    take(monkeypatch, "NVE MTS 4")
+    n_steps = BY_TITLE["NVE MTS 4"].n_steps(0.2)
+    assert expected_seconds(0.2, "any") == pytest.approx(stops.START_SECONDS + n_steps * (3 * 0.1 + 1.05))
+    take(monkeypatch, "NVE conservative")
+    assert expected_seconds(0.2, "any") == pytest.approx(stops.START_SECONDS + 400 * 1.0)
+
+
+def test_costs_are_measured_on_the_model() -> None:
+    costs = stops._measure_costs("harmonic:direct=0.02")
+    assert set(costs) == {"conservative", "direct", "both"}
+    assert all(0.0 < seconds < 1.0 for seconds in costs.values())
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(20.0, "1 min"), (150.0, "2 min"), (7200.0, "2.0 h")])
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_the_box_of_the_library_is_read_with_its_cell() -> None:
+    structure = read_ipi_xyz(WATER64)
+    assert structure.n_atoms == 192
+    assert structure.cell[0, 0] == pytest.approx(12.42966124)
+    np.testing.assert_allclose(structure.cell, structure.cell[0, 0] * np.eye(3), atol=1e-9)
+
+
+def test_threads_are_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert sensible_threads() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert 1 <= sensible_threads() <= 4
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pages that a browser was asked for, at a terminal with a display."""
+    pages: list[str] = []
+
+    def pretend(url: str) -> bool:
+        pages.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", pretend)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    return pages
+
+
+def test_the_report_opens_where_there_is_a_display(opened: list[str], tmp_path: Path) -> None:
+    assert show_page(tmp_path / "report.html")
+    assert opened == [f"file://{tmp_path}/report.html"]
+
+
+@pytest.mark.parametrize("what", ["no display", "CI", "no terminal"])
+def test_no_browser_where_nobody_would_see_it(
+    what: str, opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Callable[[], None]] = {
+        "no display": lambda: monkeypatch.delenv("DISPLAY"),
+        "CI": lambda: monkeypatch.setenv("CI", "true"),
+        "no terminal": lambda: monkeypatch.setattr("sys.stdout.isatty", lambda: False),
+    }
+    changes[what]()
+    assert not show_page(tmp_path / "report.html")
+    assert opened == []
+
+
+def test_make_opens_no_browser() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    assert re.search(r"forceserver demo --no-browser\n", makefile)
+
+
+def test_what_a_stop_took_is_remembered(tmp_path: Path) -> None:
+    stop = STOPS[0]
+    (tmp_path / "ended.json").write_text(json.dumps({"seconds_per_fs": None, "failure": "x"}))
+    known = tour._recall(stop, tmp_path, 10)
+    assert known is not None
+    assert math.isnan(known.seconds_per_fs)
+    assert known.failure == "x"
+    (tmp_path / "ended.json").write_text("{")
+    assert tour._recall(stop, tmp_path, 10) is None

@@ -1,0 +1,143 @@
+"""The numbers of water-pet's card, on models whose numbers are known; drift runs that are resumed and extended."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+
+from forceserver.potentials import load_potential
+from water_pet_scripts import few_frames, import_script, script
+
+RNG = np.random.default_rng(5)
+
+
+def test_lambda_is_zero_for_a_gradient_and_one_for_a_curl() -> None:
+    evaluate = import_script("evaluate")
+    matrix = RNG.normal(size=(12, 12))
+    assert evaluate.asymmetry(matrix + matrix.T) == 0.0
+    assert evaluate.asymmetry(matrix - matrix.T) == pytest.approx(1.0)
+    mixed = (matrix + matrix.T) / np.linalg.norm(matrix + matrix.T)
+    mixed = mixed + 0.1 * (matrix - matrix.T) / np.linalg.norm(matrix - matrix.T)
+    assert evaluate.asymmetry(mixed) == pytest.approx(0.1 / np.sqrt(1.01))
+
+
+def test_the_jacobian_of_a_linear_force_is_its_matrix() -> None:
+    evaluate = import_script("evaluate")
+    matrix = RNG.normal(size=(15, 15))
+
+    def forces_of(positions: list[np.ndarray]) -> np.ndarray:
+        return np.array([(matrix @ each.ravel()).reshape(-1, 3) for each in positions])
+
+    found = evaluate.jacobian(forces_of, RNG.normal(size=(5, 3)))
+    np.testing.assert_allclose(found, matrix, atol=1e-9)
+
+
+def test_loop_work_is_that_of_stokes_theorem() -> None:
+    evaluate = import_script("evaluate")
+    half = RNG.normal(size=(15, 15))
+    planes = []
+
+    def forces_of(positions: list[np.ndarray]) -> np.ndarray:
+        return np.array([((half - half.T) @ each.ravel()).reshape(-1, 3) for each in positions])
+
+    def gradient_of(positions: list[np.ndarray]) -> np.ndarray:
+        return np.array([((half + half.T) @ each.ravel()).reshape(-1, 3) for each in positions])
+
+    random = np.random.default_rng(1)  # the planes that loop_works takes
+    for _ in range(evaluate.N_LOOPS):
+        plane = random.normal(size=(2, 5, 3))
+        plane -= plane.mean(axis=1, keepdims=True)
+        planes.append(np.linalg.qr(plane.reshape(2, -1).T)[0].T)
+    area = np.pi * evaluate.LOOP_RADIUS**2 * 15
+    expected = [2 * area * v @ (half - half.T) @ u for u, v in planes]
+    start = RNG.normal(size=(5, 3))
+    np.testing.assert_allclose(evaluate.loop_works(forces_of, start), expected, rtol=1e-9)
+    np.testing.assert_allclose(evaluate.loop_works(gradient_of, start), 0.0, atol=1e-12)
+
+
+def test_errors_against_its_own_labels_are_those_of_the_direct_head() -> None:
+    """q-TIP4P/F made the labels: whatever is wrong then is a sign or a unit."""
+    evaluate = import_script("evaluate")
+    frames = evaluate.evaluate_frames(load_potential("qtip4pf:direct=0.02"), few_frames(3))
+    assert evaluate.mean_absolute(frames, evaluate.energy_error, "meV").value < 1e-6
+    for error_of in (evaluate.force_error("conservative"), evaluate.stress_error("conservative")):
+        assert evaluate.root_mean_square(frames, error_of, "").value < 1e-6
+    apart = np.concatenate([frame.forces["direct"] - frame.forces["conservative"] for frame in frames])
+    found = evaluate.root_mean_square(frames, evaluate.force_error("direct"), "meV/A")
+    assert found.value == pytest.approx(1e3 * np.sqrt(np.mean(apart**2)))
+    assert found.value > 1.0
+    assert 0.0 < found.error < found.value
+
+
+def test_conditions_come_from_the_frame_or_its_cell() -> None:
+    evaluate = import_script("evaluate")
+    plain, named = (atoms.copy() for atoms in few_frames(3)[:2])
+    named.info["condition"] = "ice"
+    assert re.fullmatch(r"32 molecules, (1\.00|0\.95) g/cm3", evaluate._condition(plain))
+    assert evaluate._condition(named) == "ice"
+
+
+def test_the_card_is_markdown_with_every_section(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "test.xyz", list(few_frames(3)), format="extxyz")
+    options = ["--jacobians", "0", "--repeats", "2", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, str(script("evaluate")), "qtip4pf:direct=0.02", str(tmp_path / "test.xyz"), *options],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for words in (
+        "| forces, direct |",
+        "| stress, conservative |",
+        "## MAE by condition",
+        "net force",
+        "| both |",
+    ):
+        assert words in done.stdout
+    tables = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
+@pytest.mark.slow
+def test_drift_runs_are_extended_and_not_repeated(tmp_path: Path) -> None:
+    def run(*options: str) -> tuple[str, str]:
+        command = [sys.executable, str(script("drift")), "qtip4pf:direct=0.02", "-o", str(tmp_path / "runs")]
+        done = subprocess.run(
+            [*command, "--cases", "2", "--threads", "1", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1], done.stderr
+
+    first, _ = run("--time", "0.012")
+    assert re.fullmatch(r"\| 2 \| 1 \| 0.012 \| \S+ \| \S+ \| (\d+|-) \| 64 of 64 \|", first)
+    assert run("--time", "0.012", "--table")[0] == first
+    log = tmp_path / "runs" / "M-2" / "server-1.log"
+    began = log.read_text()
+    assert run("--time", "0.012")[0] == first
+    assert log.read_text() == began, "a finished run has nothing left to do"
+    longer, said = run("--time", "0.018")
+    assert "continuing from step 12 of 18" in said
+    assert re.fullmatch(r"\| 2 \| 1 \| 0.018 \| \S+ \| \S+ \| (\d+|-) \| 64 of 64 \|", longer)
+
+
+def test_a_broken_bond_is_counted() -> None:
+    drift = import_script("drift")
+
+    class Positions:
+        n_frames = 1
+
+        def frames(self, start: int) -> object:
+            cell = 10.0 * np.eye(3)
+            whole = np.array([[9.9, 0.0, 0.0], [0.5, 0.0, 0.0], [9.9, 9.2, 0.0]])  # across the boundary
+            broken = np.array([[5.0, 5.0, 5.0], [5.0, 5.0, 6.0], [5.0, 7.0, 5.0]])
+            return type("Block", (), {"values": [np.concatenate([whole, broken])], "cells": [cell]})
+
+    run = type("Run", (), {"trajectory": lambda self, name: Positions()})()
+    assert drift._intact(run) == "1 of 2"
