@@ -89,8 +89,10 @@ def read_input(path: Path, *, sockets_prefix: str | None = None) -> SimulationIn
     specs = [_socket_spec(names, forcefield, systems, prefix, path) for names, forcefield in forcefields]
     sockets = tuple(spec for spec in specs if spec is not None)
     if not sockets:
+        wanted = sorted({each.forcefield for system in systems for each in system.components})
         raise UsageError(
-            f"{path}: no <force> of any <system> uses an <ffsocket>, so i-PI would ask for nothing"
+            f"{path}: no <force> of any <system> uses an <ffsocket>, so i-PI would ask for nothing (they use: "
+            f"{', '.join(wanted) or 'nothing'}; the <ffsocket>s are: {', '.join(names[-1] for names, _ in forcefields)})"
         )
     return SimulationInput(path, sockets)
 

@@ -165,10 +165,8 @@ class Server:
             elif isinstance(event, ForceRequest):
                 self._asking[connection] = event
             elif isinstance(event, Exit):
-                connection.endpoint.simulation.said_exit = True
                 connection.flush()  # an answer may stand before the EXIT
-                self._drop(connection)
-                connection.endpoint.redial("")
+                self._take_leave(connection)
                 return
         self._flush(connection)
 
@@ -182,7 +180,7 @@ class Server:
     def _flush(self, connection: Connection) -> None:
         """Send what can be sent, and wait for i-PI to take the rest. Where an answer is owed, listening may have ended."""
         if not connection.flush():
-            self._lose(connection, "i-PI closed the connection")
+            self._part(connection)
             return
         listened = connection.watched_for if connection in self._asking else selectors.EVENT_READ
         wanted = listened & selectors.EVENT_READ
@@ -276,6 +274,21 @@ class Server:
         if events:
             self._selector.register(connection, events, connection)
         connection.watched_for = events
+
+    def _part(self, connection: Connection) -> None:
+        """i-PI takes no more. Its last word tells whether it meant that: EXIT, which stands behind what we did not read."""
+        with contextlib.suppress(PeerError):
+            while connection.receive():
+                if any(isinstance(event, Exit) for event in connection.events()):
+                    self._take_leave(connection)
+                    return
+        self._lose(connection, "i-PI closed the connection")
+
+    def _take_leave(self, connection: Connection) -> None:
+        """i-PI said EXIT: it ends, or goes on without this connection."""
+        connection.endpoint.simulation.said_exit = True
+        self._drop(connection)
+        connection.endpoint.redial("")
 
     def _lose(self, connection: Connection, reason: str) -> None:
         """A connection is gone without EXIT: i-PI may still listen, having dropped it, or be gone itself."""
