@@ -17,6 +17,14 @@ from forceserver.errors import UsageError
 PR_SET_PDEATHSIG = 1
 
 
+def n_cores() -> int:
+    """That this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
 def find_program(name: str) -> str:
     """The program of this name that belongs to this Python: i-PI and server must come from one environment.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -70,6 +70,11 @@ class Structure:
     @property
     def n_atoms(self) -> int:
         return len(self.atomic_numbers)
+
+    def displaced(self, spread: float, random: np.random.Generator) -> Structure:
+        """A copy whose coordinates are normally distributed about ours, `spread` (A) wide."""
+        noise = spread * random.standard_normal(self.positions.shape)
+        return replace(self, positions=self.positions + noise)
 
 
 @dataclass(frozen=True, eq=False)

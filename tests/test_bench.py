@@ -19,8 +19,8 @@ from forceserver.bench.cases import parse_case
 from forceserver.bench.contenders import CONTENDERS, Contender, PeerModel, Plan, Setting
 from forceserver.bench.measure import CaseBench, Options, Place
 from forceserver.bench.results import CaseResult
-from forceserver.bench.structure import read_structure, write_structure
 from forceserver.signals import StopRequest
+from forceserver.structure_files import read_structure, write_structure
 from forceserver.structures import CONSERVATIVE
 from real_ipi import BIN, WATER64
 from systems import to_ase, water_box

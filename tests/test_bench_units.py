@@ -31,10 +31,10 @@ from forceserver.bench.record import case_record, write_record
 from forceserver.bench.results import IPI, CaseResult, Entry
 from forceserver.bench.scaling import ScalingResult
 from forceserver.bench.statistics import fit_exponent, median_interval, paired_ratio, seconds_per_step
-from forceserver.bench.structure import read_structure, write_structure
 from forceserver.bench.table import case_notes, print_case, print_scaling, print_summary
 from forceserver.errors import UsageError
 from forceserver.inputfile import read_input
+from forceserver.structure_files import read_structure, write_structure
 from forceserver.structures import CONSERVATIVE, DIRECT
 from real_ipi import WATER64
 

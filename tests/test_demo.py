@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from forceserver.demo import findings, stops, tour
-from forceserver.demo.costs import read_ipi_xyz, sensible_threads
+from forceserver.demo.costs import sensible_threads
 from forceserver.demo.findings import Finding, rows_of, show_page
 from forceserver.demo.stops import STOPS, Stop, duration_text, expected_seconds
 from forceserver.demo.tour import MARKER, Tour, finish, run_tour, seconds_per_step
 from forceserver.errors import ForceServerError, UsageError
+from forceserver.structure_files import read_structure, to_structure
 from ipi_inputs import lint
 from launched import wait_for
 from real_ipi import BIN, WATER64
@@ -219,7 +220,7 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 
 def test_the_box_of_the_library_is_read_with_its_cell() -> None:
-    structure = read_ipi_xyz(WATER64)
+    structure = to_structure(read_structure(WATER64))
     assert structure.n_atoms == 192
     assert structure.cell[0, 0] == pytest.approx(12.42966124)
     np.testing.assert_allclose(structure.cell, structure.cell[0, 0] * np.eye(3), atol=1e-9)

@@ -26,6 +26,7 @@ from forceserver.errors import ForceServerError
 from forceserver.parts import take_apart
 from forceserver.potentials import load_potential
 from forceserver.potentials.interface import Batch, BatchBuilder, Potential
+from forceserver.structure_files import read_structure, to_structure
 from forceserver.structures import CONSERVATIVE, ForceKind, Structure
 
 N_VARIANTS = 4  # geometries through which the loop goes round
@@ -49,9 +50,9 @@ class BareModel:
         self._builder = BatchBuilder(potential.capabilities.dtype, potential.capabilities.device)
         generator = np.random.default_rng(0)
         n_replicas = max((count for count, _ in passes), default=1)
-        replicas = [_displaced(structure, SPREAD, generator) for _ in range(n_replicas)]
+        replicas = [structure.displaced(SPREAD, generator) for _ in range(n_replicas)]
         self._structures = [
-            [_displaced(replica, STEP, generator) for replica in replicas] for _ in range(N_VARIANTS)
+            [replica.displaced(STEP, generator) for replica in replicas] for _ in range(N_VARIANTS)
         ]
         sizes = {count for count, _ in passes}
         self._batches = [
@@ -135,20 +136,6 @@ def _backward_clock(model: BareModel, seconds: dict[str, float]) -> Iterator[Non
         torch.autograd.grad = grad
 
 
-def _displaced(structure: Structure, spread: float, generator: np.random.Generator) -> Structure:
-    noise = spread * generator.normal(size=structure.positions.shape)
-    return Structure(structure.atomic_numbers, structure.positions + noise, structure.cell, structure.pbc)
-
-
-def _read(path: str) -> Structure:
-    from forceserver.bench.structure import read_structure
-
-    atoms = read_structure(Path(path))
-    return Structure(
-        np.asarray(atoms.numbers, dtype=np.int64), atoms.positions, atoms.cell.array, np.asarray(atoms.pbc)
-    )
-
-
 def _obey(control: Control, model: BareModel) -> None:
     while order := control.receive():
         if order["do"] == "look":
@@ -167,7 +154,7 @@ def main() -> None:
     try:
         potential = load_potential(wanted["model"], device=wanted["device"])
         passes = [(count, frozenset(kinds)) for count, kinds in wanted["passes"]]
-        model = BareModel(potential, _read(wanted["structure"]), passes)
+        model = BareModel(potential, to_structure(read_structure(Path(wanted["structure"]))), passes)
     except ForceServerError as error:
         control.send(error=str(error), exit_code=error.exit_code)
         return

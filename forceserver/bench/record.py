@@ -18,6 +18,7 @@ from forceserver.bench.measure import Options
 from forceserver.bench.results import CaseResult, Entry
 from forceserver.bench.scaling import AXES, Axis, ScalingResult
 from forceserver.bench.statistics import Exponent, Interval
+from forceserver.processes import n_cores
 
 PACKAGES = ("forceserver", "ipi", "torch", "metatomic-torch", "vesin", "numpy")
 
@@ -59,14 +60,6 @@ def openmp_environment() -> dict[str, str]:
     """How threads wait, where the user said it: all processes inherit that. Their number is the bench's own affair."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "OMP_PLACES", "KMP_BLOCKTIME")
     return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def n_cores() -> int:
-    """That this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
 
 
 def case_record(result: CaseResult) -> dict[str, Any]:

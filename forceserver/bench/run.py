@@ -17,13 +17,14 @@ from forceserver.bench.contenders import CONTENDERS, Contender, Setting
 from forceserver.bench.measure import SPARE_MB, CaseBench, Options, Place, Watcher, describe_model, kinds_of
 from forceserver.bench.memory import available_megabytes
 from forceserver.bench.plot import draw
-from forceserver.bench.record import n_cores, openmp_environment, write_record
+from forceserver.bench.record import openmp_environment, write_record
 from forceserver.bench.results import CaseResult
 from forceserver.bench.scaling import AXES, SCALING_CONTENDERS, Axis, ScalingResult
-from forceserver.bench.structure import read_structure, write_structure
 from forceserver.bench.table import print_case, print_scaling, print_summary
 from forceserver.errors import UsageError
+from forceserver.processes import n_cores
 from forceserver.signals import StopRequest, stop_on_signals
+from forceserver.structure_files import read_structure, write_structure
 from forceserver.structures import ForceKind
 
 if TYPE_CHECKING:

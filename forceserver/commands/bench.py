@@ -84,10 +84,10 @@ def bench(
     from forceserver.bench.cases import QUICK, parse_cases
     from forceserver.bench.contenders import Setting, choose_contenders, read_peer_model
     from forceserver.bench.measure import Options
-    from forceserver.bench.record import n_cores
     from forceserver.bench.run import Bench
     from forceserver.logs import start_logging
     from forceserver.potentials.specification import anchored
+    from forceserver.processes import n_cores
 
     start_logging()
     chosen = [] if scaling and not cases else parse_cases(cases or (",".join(QUICK) if quick else ""))

@@ -6,19 +6,19 @@ Times in seconds.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forceserver.processes import n_cores
 from forceserver.structures import CONSERVATIVE, DIRECT, ForceKind, Structure
 
 if TYPE_CHECKING:
     from forceserver.potentials.interface import Potential
 
+MOVE = 1e-3  # A, between two calls
 N_WARM = 3  # TorchScript specialises its code in the first calls
 KINDS: dict[str, frozenset[ForceKind]] = {
     CONSERVATIVE: frozenset({CONSERVATIVE}),
@@ -32,11 +32,7 @@ def sensible_threads() -> int:
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdecimal() and int(told) > 0:
         return int(told)
-    try:
-        n_cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        n_cores = os.cpu_count() or 1
-    return min(4, n_cores)
+    return min(4, n_cores())
 
 
 def calm_threads() -> None:
@@ -65,28 +61,10 @@ def time_evaluations(
     seconds: dict[str, list[float]] = {name: [] for name in KINDS}
     for repeat in range(N_WARM + n_repeats):
         for name, wanted in KINDS.items():
-            moved = [_moved(structure, random) for structure in structures]
+            moved = [structure.displaced(MOVE, random) for structure in structures]
             began = time.perf_counter()
             answer = potential(builder.build(moved), wanted)
             float(answer.energies[0])  # waits for a device
             if repeat >= N_WARM:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
-
-
-def _moved(structure: Structure, random: np.random.Generator) -> Structure:
-    noise = random.normal(scale=1e-3, size=structure.positions.shape)
-    return Structure(structure.atomic_numbers, structure.positions + noise, structure.cell, structure.pbc)
-
-
-def read_ipi_xyz(path: Path) -> Structure:
-    """The structure of an i-PI xyz file in angstrom, as those of the library of inputs."""
-    import ase.io
-
-    comment = path.read_text().splitlines()[1]
-    match = re.search(r"CELL\(abcABC\):((?:\s+[\d.]+){6})", comment)
-    if match is None:
-        raise ValueError(f"wanted CELL(abcABC) in the second line of {path}, got '{comment}'")
-    atoms = ase.io.read(path, format="xyz")
-    atoms.set_cell([float(word) for word in match[1].split()])
-    return Structure(atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, np.full(3, True))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forceserver.demo.costs import read_ipi_xyz, sensible_threads, time_evaluations
+from forceserver.demo.costs import sensible_threads, time_evaluations
 from forceserver.structures import CONSERVATIVE, DIRECT
 
 if TYPE_CHECKING:
@@ -95,10 +95,11 @@ def _measure_costs(model: str) -> Mapping[str, float]:
     import torch
 
     from forceserver.potentials import load_potential
+    from forceserver.structure_files import read_structure, to_structure
     from ipi_inputs import load
 
     torch.set_num_threads(sensible_threads())
-    structure = read_ipi_xyz(load(STOPS[0].input_name).structures[0])
+    structure = to_structure(read_structure(load(STOPS[0].input_name).structures[0]))
     found = time_evaluations(load_potential(model), [structure], n_repeats=5)
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 

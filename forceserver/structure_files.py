@@ -1,4 +1,4 @@
-"""The structure to simulate: read, repeated, written where i-PI and everybody's drivers can read it. Units: angstrom."""
+"""Structures in files: read with their cell, from i-PI's own xyz too, and written for everybody's drivers. Units: angstrom."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from forceserver.errors import UsageError
+from forceserver.structures import Structure
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -33,6 +36,12 @@ def read_structure(path: Path) -> Atoms:
             f'{path} has no cell, wanted one that repeats in all directions; add Lattice="..." pbc="T T T" to an extended xyz'
         )
     return atoms
+
+
+def to_structure(atoms: Atoms) -> Structure:
+    return Structure(
+        np.asarray(atoms.numbers, dtype=np.int64), atoms.positions, atoms.cell.array, np.asarray(atoms.pbc)
+    )
 
 
 def write_structure(atoms: Atoms, path: Path) -> None:
