@@ -2,9 +2,10 @@
 
     python drift.py model.pt --time 2 -o drift
 
-64 water molecules at 300 K, inner step 0.5 fs, on real i-PI. M = 1 stands for direct forces alone, `conservative` for no direct
-forces at all. Every run has its folder; the same command goes on where it was interrupted, extends finished runs to a longer
-`--time`, and prints the table of what there is. A run that broke off, its forces no longer finite, is not tried again.
+64 water molecules at 300 K on real i-PI, inner step 0.5 fs unless `--inner-step` says otherwise. M = 1 stands for direct forces
+alone, `conservative` for no direct forces at all. Every run has its folder; the same command goes on where it was interrupted,
+extends finished runs to a longer `--time`, and prints the table of what there is. A run that broke off, its forces no longer
+finite, is not tried again.
 """
 
 from __future__ import annotations
@@ -48,14 +49,20 @@ class Case:
     name: str  # conservative, or M
     folder: Path
     time_ps: float
+    inner_fs: float = INNER_FS
 
     @property
     def n_inner(self) -> int:
         return 1 if self.name == "conservative" else int(self.name)
 
     @property
+    def step_fs(self) -> float:
+        """The step that i-PI counts: the outer one."""
+        return self.inner_fs * self.n_inner
+
+    @property
     def n_steps(self) -> int:
-        return round(1e3 * self.time_ps / (INNER_FS * self.n_inner))
+        return round(1e3 * self.time_ps / self.step_fs)
 
     def write_input(self) -> Path:
         """The input; of a run that is there already, only the length may change."""
@@ -68,7 +75,7 @@ class Case:
             file = load("nve")
         else:
             file = load("nve-direct") if self.n_inner == 1 else load("nve-mts").with_(mts=self.n_inner)
-        return file.with_(steps=self.n_steps).write(path)
+        return file.with_(steps=self.n_steps, timestep_fs=self.step_fs).write(path)
 
 
 def run_case(case: Case, model: str, n_threads: int) -> Ending:
@@ -111,7 +118,7 @@ def describe(case: Case) -> str | None:
         return None
     known = _outcome(case)
     milliseconds = f"{known['ms']:.0f}" if "ms" in known else "-"
-    row = [case.name, f"{INNER_FS * case.n_inner:g}"]
+    row = [case.name, f"{case.step_fs:g}"]
     try:
         run = read_run(case.folder)
         drift, kinetic = energy_drift(run), temperature(run)
@@ -144,6 +151,7 @@ def main() -> int:
     )
     parser.add_argument("model", help="as for `forceserver run`")
     parser.add_argument("--time", type=float, default=2.0, help="ps of each run")
+    parser.add_argument("--inner-step", type=float, default=INNER_FS, help="fs; of a new folder only")
     parser.add_argument("-o", "--output", type=Path, default=Path("drift"), help="folder of the runs")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="M")
     parser.add_argument("--threads", type=int, default=sensible_threads(), help="of the server")
@@ -151,7 +159,10 @@ def main() -> int:
     arguments = parser.parse_args()
     calm_threads()
     start_logging()
-    cases = [Case(name, arguments.output / f"M-{name}", arguments.time) for name in arguments.cases]
+    cases = [
+        Case(name, arguments.output / f"M-{name}", arguments.time, arguments.inner_step)
+        for name in arguments.cases
+    ]
     endings = []
     for case in [] if arguments.table else cases:
         if _outcome(case).get("failure"):
