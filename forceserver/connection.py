@@ -22,6 +22,7 @@ class Connection:
     def __init__(self, endpoint: Endpoint, stream: Stream) -> None:
         self.endpoint = endpoint
         self.role: ForceRole | None = None  # INIT says which; no request comes before INIT
+        self.account = ("", "")  # (socket, role), under which its requests are counted
         self.is_open = True
         self.watched_for = 0  # the events that the server's selector waits for
         self._stream = stream
@@ -37,6 +38,12 @@ class Connection:
     @property
     def has_unsent(self) -> bool:
         return self._stream.has_unsent
+
+    def introduce(self, role: ForceRole) -> None:
+        """i-PI said in INIT what this connection is for; it may do so again."""
+        self.endpoint.n_introduced += self.role is None
+        self.role = role
+        self.account = (self.endpoint.spec.name, str(role))
 
     def receive(self) -> bool:
         """Take what has arrived. False when nothing has.
@@ -94,5 +101,6 @@ class Connection:
     def close(self) -> None:
         if self.is_open:
             self.is_open = False
+            self.endpoint.n_introduced -= self.role is not None
             self._stream.close()
             self.endpoint.connections.remove(self)

@@ -40,6 +40,10 @@ class Endpoint:
         self.n_redials = 0  # without an answer delivered between them
         self.greeting_due: float | None = None
         self.is_order_checked = False
+        self.n_introduced = (
+            0  # of the connections: before its INIT one may well stand in i-PI's queue, asked for nothing
+        )
+        self.n_asked = 0  # structures that wait for an answer
         self._n_wanted = self._n_missing = n_connections or default_connections(spec)
         self._dialer = Dialer(spec.address)
         self._dialing_since = time.monotonic()
@@ -65,14 +69,11 @@ class Endpoint:
     def is_alive(self) -> bool:
         return bool(self.connections) or self.is_dialing
 
-    def is_filled_by(self, n_structures: int) -> bool:
-        """Whether i-PI can be expected to ask for no more before it has answers.
-
-        A connection counts from its INIT on: before, it may well stand in i-PI's queue and be asked for nothing.
-        """
-        n_introduced = sum(connection.role is not None for connection in self.connections)
-        capacity = n_introduced * self.spec.batch_size
-        return n_structures >= min(self.spec.n_requests or capacity, capacity)
+    @property
+    def is_filled(self) -> bool:
+        """Whether i-PI can be expected to ask for no more before it has answers."""
+        capacity = self.n_introduced * self.spec.batch_size
+        return self.n_asked >= min(self.spec.n_requests or capacity, capacity)
 
     @property
     def is_settled(self) -> bool:

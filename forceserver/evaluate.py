@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -111,16 +111,12 @@ class Evaluator:
 
     def _evaluate_jobs(self, jobs: Sequence[Job], work: Work) -> list[Result]:
         """Results for `work` from the jobs that answer it, after evaluating those that are not evaluated yet."""
-        groups: dict[tuple[str, Kinds, bytes], list[Job]] = defaultdict(list)
-        for job in dict.fromkeys(jobs):
-            if job.part is None:
-                groups[job.model, job.kinds, job.structure.pbc.tobytes()].append(job)
-        for (model, kinds, _), group in groups.items():
-            self._evaluate_group(model, kinds, group)
+        for group in _alike([job for job in dict.fromkeys(jobs) if job.part is None]):
+            self._evaluate_group(group[0].model, group[0].kinds, group)
         return [self._result(job, structure, role) for job, (structure, role) in zip(jobs, work, strict=True)]
 
     def _kinds(self, role: ForceRole) -> Kinds:
-        if DIRECT in role.kinds and self.virial == "conservative":
+        if self.virial == "conservative" and DIRECT in role.kinds:
             return frozenset({CONSERVATIVE, DIRECT})
         return role.kinds
 
@@ -204,17 +200,17 @@ class Evaluator:
     def _blend(self, part: Part, role: ForceRole) -> Result:
         """Blend what one structure needs, in float64."""
         fraction = role.direct_fraction
+        if fraction == 0.0:
+            return Result(part.energy, _wanted(part.conservative_forces), part.conservative_virial)
+        direct_forces = _wanted(part.direct_forces)
+        if not self._keep_net_force:
+            direct_forces = direct_forces - direct_forces.mean(axis=0)
         direct_virial = part.conservative_virial if self.virial == "conservative" else part.direct_virial
         if self.virial == "none":
             direct_virial = None
-        direct_forces = part.direct_forces
-        if direct_forces is not None and not self._keep_net_force:
-            direct_forces = direct_forces - direct_forces.mean(axis=0)
-        if fraction == 0.0:
-            return Result(part.energy, _wanted(part.conservative_forces), part.conservative_virial)
         if fraction == 1.0:
-            return Result(part.energy, _wanted(direct_forces), direct_virial)
-        forces = (1.0 - fraction) * _wanted(part.conservative_forces) + fraction * _wanted(direct_forces)
+            return Result(part.energy, direct_forces, direct_virial)
+        forces = (1.0 - fraction) * _wanted(part.conservative_forces) + fraction * direct_forces
         virial = None
         if part.conservative_virial is not None and direct_virial is not None:
             virial = (1.0 - fraction) * part.conservative_virial + fraction * direct_virial
@@ -229,6 +225,16 @@ class Evaluator:
             f"{reason} ({role} forces of model '{role.model}', {structure.n_atoms} atoms); nothing of it was sent to i-PI. "
             f"The structure is in {path}"
         ).on(structure)
+
+
+def _alike(jobs: Sequence[Job]) -> Collection[Sequence[Job]]:
+    """Jobs for the same model, kinds of forces and periodicity, which share a call."""
+    if len(jobs) < 2:
+        return [jobs] if jobs else []
+    groups: dict[tuple[str, Kinds, bytes], list[Job]] = defaultdict(list)
+    for job in jobs:
+        groups[job.model, job.kinds, job.structure.pbc.tobytes()].append(job)
+    return groups.values()
 
 
 def _first_that_fit(jobs: Sequence[Job], largest: int | None) -> Sequence[Job]:

@@ -62,7 +62,7 @@ def distinct_structures(request: ForceRequest, template: Template) -> list[Struc
 
     i-PI fills an incomplete batch with copies of its last structure; they are recognised bit by bit and evaluated once.
     """
-    n_distinct = request.n_structures
+    n_distinct = len(request.positions)
     while n_distinct > 1 and _same_structure(request, n_distinct - 2, n_distinct - 1):
         n_distinct -= 1
     positions = request.positions[:n_distinct] / BOHR_PER_ANGSTROM
@@ -87,18 +87,23 @@ def make_reply(request: ForceRequest, results: Sequence[Result]) -> ForceReply:
 
     A virial that the model does not have becomes zero: NaN would poison the sums of a multiple time stepping run, in which the
     component without virial has no weight. Whoever would read that zero is refused before the run starts (`preflight`).
+    Virials are made symmetric to the last bit: i-PI keeps one triangle only.
     """
     n_missing = request.n_structures - len(results)
-    padded = [*results, *[results[-1]] * n_missing]
-    energies = np.array([result.energy for result in padded], dtype=np.float64)
-    forces = np.concatenate([result.forces for result in padded]).reshape(len(padded), -1, 3)
-    virials = np.array([NO_VIRIAL if result.virial is None else result.virial for result in padded])
+    padded = [*results, *[results[-1]] * n_missing] if n_missing else results
+    forces = [result.forces for result in padded]
+    virials = _stack([NO_VIRIAL if result.virial is None else result.virial for result in padded])
     return ForceReply(
-        energies=energies * HARTREE_PER_EV,
-        forces=forces * ATOMIC_UNITS_PER_EV_PER_ANGSTROM,
-        virials=virials * HARTREE_PER_EV,
+        energies=np.array([result.energy for result in padded], np.float64) * HARTREE_PER_EV,
+        forces=_stack(forces) * ATOMIC_UNITS_PER_EV_PER_ANGSTROM,
+        virials=(virials + virials.swapaxes(1, 2)) * (0.5 * HARTREE_PER_EV),
         extras=_extras(padded),
     )
+
+
+def _stack(arrays: Sequence[FloatArray]) -> FloatArray:
+    """Along a new first axis; a single array is not copied."""
+    return arrays[0][np.newaxis] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _extras(results: Sequence[Result]) -> tuple[str, ...]:

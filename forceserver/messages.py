@@ -16,6 +16,7 @@ from forceserver.errors import BadForces, ProtocolError
 from forceserver.structures import FloatArray, is_finite
 
 HEADER_LENGTH = 12
+FLOAT64 = np.dtype(np.float64)
 INT = struct.Struct("=i")
 NO_EXTRA = INT.pack(0)
 MAX_INIT_LENGTH = 1 << 20  # bytes; the longest INIT string seen in the wild has a few hundred
@@ -102,27 +103,29 @@ def encode_reply(reply: ForceReply, request: ForceRequest) -> bytes:
     Raises:
         BadForces: the reply has another shape than the request, is not finite, or a virial is not symmetric.
     """
-    n_structures, n_atoms = request.n_structures, request.n_atoms
-    energies = _encode_array("energies", reply.energies, (n_structures,))
-    forces = _encode_array("forces", reply.forces, (n_structures, n_atoms, 3))
-    virials = _encode_array("virials", reply.virials, (n_structures, 3, 3))
-    transposed = reply.virials.swapaxes(1, 2)
+    n_structures, n_atoms, _ = request.positions.shape
+    energies, forces, virials = reply.energies, reply.forces, reply.virials
+    _check_shape("energies", energies, (n_structures,))
+    _check_shape("forces", forces, (n_structures, n_atoms, 3))
+    _check_shape("virials", virials, (n_structures, 3, 3))
+    if not is_finite(energies, forces, virials):
+        raise BadForces("energies, forces or virials for i-PI are not finite")
+    virial_bytes = virials.tobytes()
+    transposed = virials.swapaxes(1, 2)
     # Equal bits are equal numbers, and cheaper to compare; only -0 and 0 differ in their bits alone.
-    if virials != transposed.tobytes() and not np.array_equal(reply.virials, transposed):
+    if virial_bytes != transposed.tobytes() and not np.array_equal(virials, transposed):
         raise BadForces(
             "a virial for i-PI is not symmetric; i-PI would drop its lower triangle without a word"
         )
-    return b"".join((Header.FORCEREADY, energies, INT.pack(n_atoms), forces, virials, *_encode_extras(reply)))
+    numbers = (energies.tobytes(), INT.pack(n_atoms), forces.tobytes(), virial_bytes)
+    return b"".join((Header.FORCEREADY, *numbers, *_encode_extras(reply)))
 
 
-def _encode_array(name: str, array: FloatArray, shape: tuple[int, ...]) -> bytes:
-    if array.shape != shape or array.dtype != np.float64:
+def _check_shape(name: str, array: FloatArray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape or array.dtype != FLOAT64:
         raise BadForces(
             f"{name} for i-PI are {array.dtype} of shape {array.shape}, wanted float64 of {shape}"
         )
-    if not is_finite(array):
-        raise BadForces(f"{name} for i-PI are not finite")
-    return array.tobytes()
 
 
 def _encode_extras(reply: ForceReply) -> Iterable[bytes]:

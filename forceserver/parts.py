@@ -6,8 +6,8 @@ Units: eV and angstrom, float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,12 @@ from forceserver.potentials.interface import Evaluation, Forces
 from forceserver.structures import FloatArray, Structure, is_finite
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """The share of one structure in an `Evaluation`."""
 
     energy: float  # eV
     conservative_forces: FloatArray | None  # (n_atoms, 3) eV/A
-    conservative_virial: FloatArray | None  # (3, 3) eV, exactly symmetric
+    conservative_virial: FloatArray | None  # (3, 3) eV
     direct_forces: FloatArray | None
     direct_virial: FloatArray | None
     is_finite: bool  # all of it; False also where something else in its batch is not
@@ -31,28 +30,42 @@ class Part:
 def take_apart(evaluation: Evaluation, structures: Sequence[Structure]) -> list[Part]:
     """Bring a batch of results to the host and cut it where its structures end."""
     energies = _to_host(evaluation.energies)
-    ends = list(accumulate(structure.n_atoms for structure in structures))[:-1]
-    conservative_forces, conservative_virials, conservative_finite = _cut(evaluation.conservative, ends)
-    direct_forces, direct_virials, direct_finite = _cut(evaluation.direct, ends)
-    columns = (energies.tolist(), conservative_forces, conservative_virials, direct_forces, direct_virials)
-    finite = is_finite(energies) and conservative_finite and direct_finite
+    conservative_forces, conservative_virials = _arrays(evaluation.conservative)
+    direct_forces, direct_virials = _arrays(evaluation.direct)
+    forces_and_virials = (conservative_forces, conservative_virials, direct_forces, direct_virials)
+    finite = is_finite(energies, *[array for array in forces_and_virials if array is not None])
+    if len(structures) == 1:
+        virials = [None if each is None else each[0] for each in (conservative_virials, direct_virials)]
+        return [Part(energies.item(), conservative_forces, virials[0], direct_forces, virials[1], finite)]
+    ends = list(accumulate([structure.n_atoms for structure in structures]))
+    columns = (
+        energies.tolist(),
+        _cut(conservative_forces, ends),
+        _each(conservative_virials, structures),
+        _cut(direct_forces, ends),
+        _each(direct_virials, structures),
+    )
     return [Part(*shares, finite) for shares in zip(*columns, strict=True)]
 
 
-def _cut(
-    forces: Forces | None, ends: Sequence[int]
-) -> tuple[Sequence[FloatArray | None], Sequence[FloatArray | None], bool]:
-    nothing = [None] * (len(ends) + 1)
+def _arrays(forces: Forces | None) -> tuple[FloatArray | None, FloatArray | None]:
+    """Forces (n_atoms_total, 3) and virials (n_structures, 3, 3) on the host, where there are any."""
     if forces is None:
-        return nothing, nothing, True
-    components = _to_host(forces.forces)
-    finite = is_finite(components)
-    shares = [components[begin:end] for begin, end in pairwise((0, *ends, None))]
+        return None, None
     if forces.virials is None:
-        return shares, nothing, finite
-    virials = _to_host(forces.virials)
-    symmetric = 0.5 * (virials + virials.swapaxes(1, 2))  # to the last bit: i-PI keeps one triangle only
-    return shares, list(symmetric), finite and is_finite(symmetric)
+        return _to_host(forces.forces), None
+    return _to_host(forces.forces), _to_host(forces.virials)
+
+
+def _cut(forces: FloatArray | None, ends: Sequence[int]) -> Sequence[FloatArray | None]:
+    """The share of each structure; what stands behind the last `end` is the last one's, and wrong."""
+    if forces is None:
+        return [None] * len(ends)
+    return [forces[begin:end] for begin, end in pairwise((0, *ends[:-1], None))]
+
+
+def _each(virials: FloatArray | None, structures: Sequence[Structure]) -> Sequence[FloatArray | None]:
+    return [None] * len(structures) if virials is None else list(virials)
 
 
 def _to_host(tensor: Tensor) -> FloatArray:

@@ -110,7 +110,8 @@ class Session:
         self._n_atoms = n_atoms
         self._state = State.NEEDS_INIT
         self._batch_size = 1
-        self._received = bytearray()
+        self._pieces: list[bytes] = []  # received and not parsed
+        self._n_received = 0  # bytes in them
         self._outgoing = b""
         self._events: list[Event] = []
         self._owed: ForceRequest | None = None
@@ -124,7 +125,7 @@ class Session:
         self._n_probes = 0  # forces that were asked for along with their positions, and followed by STATUS
 
     def __repr__(self) -> str:
-        return f"<Session [{self._state.value}, batch size {self._batch_size}, {len(self._received)} bytes waiting]>"
+        return f"<Session [{self._state.value}, batch size {self._batch_size}, {self._n_received} bytes waiting]>"
 
     @property
     def state(self) -> State:
@@ -140,7 +141,8 @@ class Session:
         Raises:
             ProtocolError: the bytes are not what the protocol allows now.
         """
-        self._received += data
+        self._pieces.append(bytes(data))
+        self._n_received += len(data)
         self._advance()
 
     def receive_eof(self) -> None:
@@ -151,7 +153,7 @@ class Session:
         """
         if self._state is State.CLOSED:
             return
-        received, wanted, inside = len(self._received), self._wanted, not self._at_message_border
+        received, wanted, inside = self._n_received, self._wanted, not self._at_message_border
         self._state = State.CLOSED
         if inside or received:
             raise Disconnected(f"i-PI left in the middle of a message: got {received} of {wanted} bytes")
@@ -183,7 +185,7 @@ class Session:
 
     def answer_ahead(self) -> bytes:
         """The answer to a STATUS probe that is bound to come, to be sent once the forces have left; or nothing."""
-        if self._n_probes < HABIT or self._state is not State.READY or self._received:
+        if self._n_probes < HABIT or self._state is not State.READY or self._n_received:
             return b""
         if self._last_header != Header.GETFORCE:
             return b""
@@ -191,14 +193,20 @@ class Session:
         return Header.READY
 
     def _advance(self) -> None:
-        while self._state not in (State.COMPUTING, State.CLOSED) and len(self._received) >= self._wanted:
-            chunk = bytes(memoryview(self._received)[: self._wanted])
-            del self._received[: self._wanted]
-            try:
-                self._wanted = self._parser.send(chunk)
-            except ProtocolError:
-                self._state = State.CLOSED
-                raise
+        """Parse what is there, as far as that is allowed; pieces are joined once there is enough for the next step."""
+        if self._n_received < self._wanted or not TRANSITIONS[self._state]:
+            return
+        received = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        begin, end = 0, self._wanted
+        try:
+            while end <= len(received) and TRANSITIONS[self._state]:
+                self._wanted = self._parser.send(received[begin:end])
+                begin, end = end, end + self._wanted
+        except ProtocolError:
+            self._state = State.CLOSED
+            raise
+        self._pieces = [received[begin:]] if begin < len(received) else []
+        self._n_received = len(received) - begin
 
     def _parse(self) -> Parser:
         """The conversation, top to bottom. Yields the number of bytes that it needs next."""

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import selectors
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -97,7 +96,7 @@ class Server:
         try:
             while not self._stop.reason and self._dial():
                 self._listen()
-                if self._gathering_is_complete():
+                if self._asking and self._gathering_is_complete():
                     self._answer()
             if not self._stop.reason:
                 self._raise_first_failure()
@@ -164,6 +163,7 @@ class Server:
                 self._introduce(connection, event)
             elif isinstance(event, ForceRequest):
                 self._asking[connection] = event
+                connection.endpoint.n_asked += event.n_structures
             elif isinstance(event, Exit):
                 connection.flush()  # an answer may stand before the EXIT
                 self._take_leave(connection)
@@ -175,13 +175,15 @@ class Server:
         role = parse_role(event.parameters, self._options.default_role, frozenset(self._evaluator.models))
         if role != connection.role:
             check_role(role, connection.endpoint.spec, self._evaluator.models, self._evaluator.virial)
-            connection.role = role
+            connection.introduce(role)
 
     def _flush(self, connection: Connection) -> None:
         """Send what can be sent, and wait for i-PI to take the rest. Where an answer is owed, listening may have ended."""
         if not connection.flush():
             self._part(connection)
             return
+        if connection.watched_for == selectors.EVENT_READ and not connection.has_unsent:
+            return  # nearly always
         listened = connection.watched_for if connection in self._asking else selectors.EVENT_READ
         wanted = listened & selectors.EVENT_READ
         if connection.has_unsent:
@@ -190,12 +192,7 @@ class Server:
             self._watch(connection, wanted)
 
     def _gathering_is_complete(self) -> bool:
-        if not self._asking:
-            return False
-        asking: dict[Endpoint, int] = defaultdict(int)
-        for connection, request in self._asking.items():
-            asking[connection.endpoint] += request.n_structures
-        if all(endpoint.is_filled_by(n_structures) for endpoint, n_structures in asking.items()):
+        if all(endpoint.is_filled for endpoint in self._endpoints if endpoint.n_asked):
             return True
         lingered = time.monotonic() - self._last_heard >= self._options.linger_seconds
         self.statistics.n_lingered += lingered
@@ -226,10 +223,9 @@ class Server:
 
     def _without_misordered(self, asked: Asked) -> Asked:
         """At the first request on an endpoint: fail the simulations that hold their atoms in another order."""
-        unchecked = [connection for connection in asked if not connection.endpoint.is_order_checked]
-        if not unchecked:
+        if all(connection.endpoint.is_order_checked for connection in asked):
             return asked
-        for connection in unchecked:
+        for connection in [each for each in asked if not each.endpoint.is_order_checked]:
             connection.endpoint.is_order_checked = True
             try:
                 check_order(connection.endpoint.template, asked[connection][0])
@@ -240,7 +236,8 @@ class Server:
         }
 
     def _send(self, connection: Connection, results: Sequence[Result]) -> None:
-        request = self._asking.pop(connection)
+        request = self._settle(connection)
+        assert request is not None
         try:
             connection.reply(make_reply(request, results))
             self._handle_events(connection)
@@ -248,9 +245,14 @@ class Server:
             self._fail(connection.endpoint.simulation, error)
         if connection.is_open:
             connection.endpoint.n_redials = 0
-            self.statistics.n_requests[connection.endpoint.spec.name, str(role_of(connection))] += len(
-                results
-            )
+            self.statistics.n_requests[connection.account] += len(results)
+
+    def _settle(self, connection: Connection) -> ForceRequest | None:
+        """What a connection asks for is answered now, or never."""
+        request = self._asking.pop(connection, None)
+        if request is not None:
+            connection.endpoint.n_asked -= request.n_structures
+        return request
 
     def _without_culprits(self, asked: Asked, error: ModelError) -> dict[Connection, Sequence[Structure]]:
         """Deal with a failed evaluation: close what asked for it, or its whole simulation; return who can still be served."""
@@ -319,7 +321,7 @@ class Server:
             connection.deliver(deadline)
 
     def _drop(self, connection: Connection) -> None:
-        self._asking.pop(connection, None)
+        self._settle(connection)
         if connection.is_open:
             self._watch(connection, 0)
         connection.close()

@@ -87,9 +87,15 @@ class Result:
     extras: Mapping[str, Any] = field(default_factory=dict)  # {name: anything JSON can hold}
 
 
-def is_finite(array: FloatArray) -> bool:
-    """Whether an array holds neither infinities nor NaN: a small one is judged by one product, unless that overflows."""
-    flat = array.reshape(-1)
-    if flat.size <= MOST_IN_ONE_PRODUCT and math.isfinite(flat.dot(flat)):
-        return True
-    return bool(np.isfinite(flat).all())
+def is_finite(*arrays: FloatArray) -> bool:
+    """Whether arrays hold neither infinities nor NaN: small ones are judged by their squares, unless these overflow."""
+    total = 0.0
+    for array in arrays:
+        if array.size > MOST_IN_ONE_PRODUCT:
+            break
+        flat = array.reshape(-1)
+        total += flat.dot(flat)
+    else:
+        if math.isfinite(total):
+            return True
+    return all(bool(np.isfinite(array).all()) for array in arrays)

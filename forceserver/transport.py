@@ -109,8 +109,11 @@ class Stream:
     def send(self, data: bytes) -> bool:
         """Send what can be sent now, keep the rest. False when the peer is gone."""
         try:
-            if not self._unsent:  # nearly always, and then it is nearly always all
-                data = data[self._send_now(data) :]
+            if not self._unsent:
+                n_sent = self._send_now(data)
+                if n_sent == len(data):  # nearly always
+                    return True
+                data = data[n_sent:]
             self._unsent += data
             while self._unsent and (n_sent := self._send_now(self._unsent)):
                 del self._unsent[:n_sent]

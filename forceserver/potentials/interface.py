@@ -62,7 +62,7 @@ class BatchBuilder:
         """A batch of the structures in their order, their positions as they are: not every potential may wrap them."""
         constants = self._constants(structures)
         return Batch(
-            positions=self._move(np.concatenate([structure.positions for structure in structures])),
+            positions=self._move(_joined([structure.positions for structure in structures])),
             cells=self._moved_cells(structures),
             atomic_numbers=constants.atomic_numbers,
             atom_to_structure=constants.atom_to_structure,
@@ -84,7 +84,7 @@ class BatchBuilder:
 
     def _constants(self, structures: Sequence[Structure]) -> _Constants:
         """Species and periodicity come from a template, the same arrays at every step."""
-        key = tuple((id(structure.atomic_numbers), id(structure.pbc)) for structure in structures)
+        key = tuple([(id(structure.atomic_numbers), id(structure.pbc)) for structure in structures])
         constants = self._kept.get(key)
         if constants is None:
             if len(self._kept) >= MOST_KEPT:
@@ -102,6 +102,10 @@ class BatchBuilder:
             n_atoms=n_atoms,
             owners=tuple((structure.atomic_numbers, structure.pbc) for structure in structures),
         )
+
+
+def _joined(arrays: Sequence[FloatArray]) -> FloatArray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 @dataclass(frozen=True, eq=False)
