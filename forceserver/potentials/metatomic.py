@@ -8,6 +8,7 @@ are slow, because TorchScript specialises its code to what it sees.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,6 +146,17 @@ class MetatomicPotential:
     def neighbor_statistics(self) -> NeighborStatistics:
         """What the neighbour lists have cost so far."""
         return self._neighbors.statistics
+
+    def twin(self) -> MetatomicPotential:
+        """The same model for another thread, with the same weights, compiled code and neighbour lists.
+
+        The rest is its own: models keep tables that they convert in every call, and two threads in one model crash.
+        """
+        twin = copy.copy(self)
+        twin._model = copy.deepcopy(self._model)
+        for copied, own in zip(twin._model.parameters(), self._model.parameters(), strict=True):
+            copied.data = own.data
+        return twin
 
     def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
         """Evaluate a batch. Direct forces alone build no graph; both kinds share one forward pass.
