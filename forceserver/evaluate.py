@@ -113,6 +113,11 @@ class Evaluator:
         return self.evaluate(work)
 
     @property
+    def n_at_once(self) -> int:
+        """Structures that are evaluated at the same time; 1 where they share a call, however many."""
+        return max(crew.n_at_once for crew in self._crews.values())
+
+    @property
     def n_kept(self) -> int:
         """Results that are held at the moment, for requests that are foreseen."""
         return self._foresight.n_kept if self._foresight else 0

@@ -1,10 +1,10 @@
 """Several evaluations of one potential at the same time: on a CPU, a core for each structure beats all cores for one.
 
-Measured with a small PET on two cores, a structure of 192 atoms after the other with two threads of torch each, against two
-structures at a time with one thread each: direct 49 and 23 ms for a structure, conservative 86 and 51 ms, and the same for 768
-atoms (114 and 86, 204 and 179). One batch of eight is no faster than one by one: what a structure needs fits in a core's cache, what
-a batch needs does not. So a potential that allows it (`Twinned`) is given calls of few structures here, each to the next core that is
-free. On a GPU, and for any other potential, all structures stay in one call.
+Measured with a small PET on two cores, one structure of 192 atoms after the other with two threads of torch, against two at a time
+with one thread each: direct 49 and 23 ms for a structure, conservative 86 and 51 ms; of 768 atoms 114 and 86, 204 and 179 ms. A
+batch of eight is no faster than one by one: what a structure needs fits in a core's cache, what a batch needs does not. So a
+potential that allows it (`Twinned`) is given calls of few structures here, each to the next core that is free. On a GPU, and for any
+other potential, all structures stay in one call.
 
 The forces of a structure that has a call for itself are the same to the last bit, whoever computes them and beside whatever else.
 """
@@ -54,6 +54,11 @@ class Crew:
         self._add_desk(potential)
         self._workers: ThreadPoolExecutor | None = None
 
+    @property
+    def n_at_once(self) -> int:
+        """Calls that are evaluated at the same time, at most."""
+        return self._n_threads if self._cuts else 1
+
     def cut(self, n_atoms: Sequence[int]) -> list[slice]:
         """Which of the structures with so many atoms each share a call."""
         if not self._cuts:
@@ -80,13 +85,17 @@ class Crew:
         assert self._workers is not None
         share = self._n_threads // n_workers
         pending = [self._workers.submit(self._work, call, kinds, share) for call in calls]
+        parts: list[Part] = []
         try:
             wait(pending, return_when=FIRST_EXCEPTION)
             _call_off(pending)
-            return [part for each in pending for part in each.result()]
+            while pending:
+                parts += pending.pop(0).result()
         finally:
-            _call_off(pending)  # also where a signal ends the waiting
-            pending.clear()  # they hold the error, and that this frame: nobody would free the memory of the failed call
+            _call_off(pending)  # where a signal ends the waiting
+            pending.clear()
+            # Nothing here may hold a future that failed: it holds the error, that this frame, and both the memory of the call.
+        return parts
 
     def _hire(self, n_workers: int) -> int:
         """See that so many can work at a time; how many can."""
