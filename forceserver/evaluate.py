@@ -18,8 +18,9 @@ import torch
 from forceserver.dump import dump_structure
 from forceserver.errors import BadForces, ForceServerError, ModelError, OutOfMemory, one_line
 from forceserver.foresight import Foresight, ForesightStatistics, Job, Kinds
-from forceserver.parts import Part, take_apart
-from forceserver.potentials.interface import BatchBuilder, Capabilities, Potential, is_out_of_memory
+from forceserver.parallel import Crew
+from forceserver.parts import Part
+from forceserver.potentials.interface import Capabilities, Potential, is_out_of_memory
 from forceserver.structures import CONSERVATIVE, DIRECT, FloatArray, ForceRole, Result, Structure
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,14 @@ class EvaluationStatistics:
     n_splits: int = 0  # calls repeated in halves because they did not fit in memory
     n_fused_passes: int = 0  # that gave a structure more kinds of forces than its first asker wanted
     foresight: ForesightStatistics = field(default_factory=ForesightStatistics)
+
+    def note(self, calls: Sequence[Sequence[Job]]) -> None:
+        """Calls of a model that succeeded, and the jobs of each."""
+        self.n_forward_passes += len(calls)
+        for jobs in calls:
+            self.n_structures += len(jobs)
+            self.batch_sizes[len(jobs)] += 1
+            self.n_fused_passes += any(job.is_fused for job in jobs)
 
 
 class Evaluator:
@@ -67,10 +76,8 @@ class Evaluator:
     ) -> None:
         self.models = models
         self.statistics = EvaluationStatistics()
-        self._builders = {
-            name: BatchBuilder(potential.capabilities.dtype, potential.capabilities.device)
-            for name, potential in models.items()
-        }
+        n_threads = torch.get_num_threads()
+        self._crews = {name: Crew(potential, n_threads) for name, potential in models.items()}
         self._keep_net_force = keep_net_force
         self.virial = virial
         self._dump_directory = dump_directory
@@ -79,7 +86,8 @@ class Evaluator:
         self._largest_batch: dict[tuple[str, Kinds], int] = {}  # atoms that are known to fit
 
     def evaluate(self, work: Work, askers: Sequence[Hashable] = ()) -> list[Result]:
-        """Results in the order of `work`: one model call for each model, set of kinds and periodicity, if memory allows.
+        """Results in the order of `work`: one model call for each model, set of kinds and periodicity, if memory allows and
+        several at the same time are not faster (see `parallel`).
 
         Args:
             work: what is asked for at the moment.
@@ -105,6 +113,11 @@ class Evaluator:
         return self.evaluate(work)
 
     @property
+    def n_at_once(self) -> int:
+        """Structures that are evaluated at the same time; 1 where they share a call, however many."""
+        return max(crew.n_at_once for crew in self._crews.values())
+
+    @property
     def n_kept(self) -> int:
         """Results that are held at the moment, for requests that are foreseen."""
         return self._foresight.n_kept if self._foresight else 0
@@ -126,10 +139,7 @@ class Evaluator:
         while n_done < len(jobs):
             chunk = _first_that_fit(jobs[n_done:], self._largest_batch.get((model, kinds)))
             try:
-                parts = self._call(model, kinds, [job.structure for job in chunk])
-                for job, part in zip(chunk, parts, strict=True):
-                    job.part = part
-                self.statistics.n_fused_passes += any(job.is_fused for job in chunk)
+                self._call(model, kinds, chunk)
                 n_done += len(chunk)
                 continue
             except Exception as error:
@@ -153,40 +163,38 @@ class Evaluator:
             "out of memory with %d structures; from now on at most %d atoms in one call", len(jobs), largest
         )
 
-    def _call(self, model: str, kinds: Kinds, structures: Sequence[Structure]) -> list[Part]:
-        potential = self.models[model]
-        batch = self._builders[model].build(structures)
+    def _call(self, model: str, kinds: Kinds, jobs: Sequence[Job]) -> None:
+        """Do the jobs at once: in one call of the model, or in several at the same time."""
+        crew = self._crews[model]
+        structures = [job.structure for job in jobs]
+        cuts = crew.cut([structure.n_atoms for structure in structures])
         try:
-            taken = take_apart(
-                potential(batch, kinds), structures
-            )  # a GPU's errors surface where results are read
+            parts = crew.evaluate([structures[cut] for cut in cuts], kinds)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            self._blame(model, kinds, structures, error)
-        self.statistics.n_forward_passes += 1
-        self.statistics.n_structures += len(structures)
-        self.statistics.batch_sizes[len(structures)] += 1
-        return taken
+            self._blame(model, kinds, jobs, error)
+        for job, part in zip(jobs, parts, strict=True):
+            job.part = part
+        self.statistics.note([jobs[cut] for cut in cuts])
 
-    def _blame(self, model: str, kinds: Kinds, structures: Sequence[Structure], error: Exception) -> NoReturn:
+    def _blame(self, model: str, kinds: Kinds, jobs: Sequence[Job], error: Exception) -> NoReturn:
         """A model raised: find the structure on which it does, write it, and say so."""
-        if len(structures) > 1:
-            for structure in structures:
-                self._call(model, kinds, [structure])
+        if len(jobs) > 1:
+            for job in jobs:
+                self._call(model, kinds, [job])
             raise ModelError(
-                f"the model failed on a batch of {len(structures)} structures ({one_line(error)}), but on none of them alone; "
+                f"the model failed on a batch of {len(jobs)} structures ({one_line(error)}), but on none of them alone; "
                 "serve it with one connection and no batches: --connections 1"
             ) from error
+        structure = jobs[0].structure
         reason = (
             one_line(error)
             if isinstance(error, ForceServerError)
             else f"{type(error).__name__}: {one_line(error)}"
         )
-        path = dump_structure(structures[0], self._dump_directory, reason=reason, role=None)
-        raise ModelError(f"the model failed: {reason}. The structure is in {path}").on(
-            structures[0]
-        ) from error
+        path = dump_structure(structure, self._dump_directory, reason=reason, role=None)
+        raise ModelError(f"the model failed: {reason}. The structure is in {path}").on(structure) from error
 
     def _result(self, job: Job, structure: Structure, role: ForceRole) -> Result:
         """What a role wants of a job that is done, if it is fit to be sent."""

@@ -17,6 +17,7 @@ one fails the proof and is followed by a build.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ class PairRequest:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The pairs of one structure, in no particular order."""
+    """The pairs of one structure."""
 
     first_atom: Tensor  # (n_pairs,) int64
     second_atom: Tensor  # (n_pairs,) int64
@@ -119,7 +120,10 @@ class NeighborLists:
     """The pairs that a model requests, for batch after batch.
 
     They are the pairs of lists made afresh: a kept list is filtered by the true distances before it leaves. What
-    is kept holds each pair once; the other end is added to what remains, so that only half of it is filtered.
+    is kept holds each pair once; the other end is added to what remains, so that only half of it is filtered. Their
+    order is always the same too, whichever geometry they were listed for.
+
+    Several threads may ask at the same time.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class NeighborLists:
         self._builds = 0
         self._reuses = 0
         self._seconds = 0.0
+        self._lock = threading.Lock()  # of all that changes
 
     @property
     def statistics(self) -> NeighborStatistics:
@@ -159,7 +164,9 @@ class NeighborLists:
         # Kept lists outlive this call, and tensors born under inference_mode could not enter a later graph.
         with torch.inference_mode(False), torch.no_grad():
             found = self._find(batch)
-        self._seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        with self._lock:
+            self._seconds += seconds
         return found
 
     def _find(self, batch: Batch) -> tuple[tuple[Pairs, ...], ...]:
@@ -169,9 +176,10 @@ class NeighborLists:
         cells = batch.cells.to(precision)
         candidates: dict[int, Pairs] = {}
         for group in _group(batch, positions, cells):
-            for row, (place, kept) in enumerate(zip(group.members, self._reuse(group), strict=True)):
-                candidates[place] = kept or self._build(group, row)
-                self._reuses += kept is not None
+            with self._lock:
+                for row, (place, kept) in enumerate(zip(group.members, self._reuse(group), strict=True)):
+                    candidates[place] = kept or self._build(group, row)
+                    self._reuses += kept is not None
         # One structure after the other: their pairs fit in a processor's cache, those of a batch do not.
         selected = [self._select(candidates[i], positions[i], cells[i]) for i in range(batch.n_structures)]
         return tuple(zip(*selected, strict=True))
@@ -221,6 +229,9 @@ class NeighborLists:
         atoms, shifts = builder.compute(
             points=positions, box=frame, periodic=group.kind.pbc, quantities="PS", copy=False
         )
+        # In an order of their own: what becomes of a structure then depends, to the last bit, on it alone.
+        order = np.lexsort((*shifts.T, atoms[:, 1], atoms[:, 0]))
+        atoms, shifts = atoms[order], shifts[order]
         device = group.positions.device
         fractional = torch.as_tensor(positions @ group.inverse_frames[row]).to(group.positions)
         reference = _Reference(

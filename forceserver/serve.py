@@ -142,11 +142,13 @@ def serve(simulations: Sequence[SimulationInput], request: ModelRequest, options
     """
     from forceserver.accounts import keep_accounts
     from forceserver.evaluate import Evaluator
+    from forceserver.parallel import share_one_heap
     from forceserver.preflight import check_simulation
     from forceserver.report import describe_service, describe_start
     from forceserver.server import Server
     from forceserver.signals import stop_on_signals
 
+    share_one_heap()
     with stop_on_signals() as stop:
         models = load_models(request)
         virial = cast("VirialSource", request.virial)

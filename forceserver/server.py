@@ -6,6 +6,8 @@ while it is owed an answer, except STATUS probes, which can wait.
 A gathering is evaluated as soon as it is complete, so that a regular run never waits: every socket that has asked for anything
 holds as many structures as the input says it will ask for, or has no idle connection left. Failing that, after a short silence:
 i-PI sends what it has queued at that moment, which on a busy machine is not all, and sends no more before that is answered.
+Where structures are evaluated at the same time (`parallel`), a complete gathering that would leave cores idle waits a moment for
+other simulations: else one that asks alone has one core work for it, while the rest wait for their turn together.
 
 What goes wrong stays where it belongs: one simulation that fails is closed, drained, and reported; the others go on.
 """
@@ -37,6 +39,8 @@ from forceserver.structures import ForceRole, Result, Structure
 log = logging.getLogger(__name__)
 
 CONSERVATIVE_ROLE = ForceRole()
+# How long cores may idle while another simulation may ask; of the time of the last evaluation.
+IDLE_PATIENCE = 0.2
 DELIVERY_SECONDS = 2.0  # for i-PI to take what it was promised, before we leave
 
 Asked = Mapping[Connection, Sequence[Structure]]
@@ -80,6 +84,7 @@ class Server:
         ]
         self._asking: dict[Connection, ForceRequest] = {}
         self._last_heard = 0.0
+        self._evaluation_seconds = 0.0  # of the last
         self._selector = selectors.DefaultSelector()
         self._endpoints = [endpoint for simulation in self._simulations for endpoint in simulation.endpoints]
 
@@ -140,7 +145,7 @@ class Server:
         """Seconds to wait for bytes; None: as long as it takes."""
         deadlines = [endpoint.next_deadline_in() for endpoint in self._endpoints if not endpoint.is_settled]
         if self._asking:
-            deadlines.append(max(0.0, self._last_heard + self._options.linger_seconds - time.monotonic()))
+            deadlines.append(max(0.0, self._last_heard + self._linger() - time.monotonic()))
         return min(deadlines, default=None)
 
     def _hear(self, connection: Connection) -> None:
@@ -192,11 +197,26 @@ class Server:
             self._watch(connection, wanted)
 
     def _gathering_is_complete(self) -> bool:
-        if all(endpoint.is_filled for endpoint in self._endpoints if endpoint.n_asked):
+        linger = self._linger()
+        if linger == 0.0:
             return True
-        lingered = time.monotonic() - self._last_heard >= self._options.linger_seconds
-        self.statistics.n_lingered += lingered
-        return lingered
+        is_over = time.monotonic() - self._last_heard >= linger
+        self.statistics.n_lingered += is_over and linger == self._options.linger_seconds
+        return is_over
+
+    def _linger(self) -> float:
+        """Seconds of silence after which to evaluate what is asked: none when no more is to come."""
+        asking = [endpoint for endpoint in self._endpoints if endpoint.n_asked]
+        if not all(endpoint.is_filled for endpoint in asking):
+            return self._options.linger_seconds
+        if len(self._simulations) == 1:
+            return 0.0
+        if sum(endpoint.n_asked for endpoint in asking) % self._evaluator.n_at_once == 0:
+            return 0.0
+        simulations = {endpoint.simulation for endpoint in asking}
+        others = (each for each in self._simulations if each not in simulations)
+        may_ask = any(endpoint.connections for each in others for endpoint in each.endpoints)
+        return IDLE_PATIENCE * self._evaluation_seconds if may_ask else 0.0
 
     def _answer(self) -> None:
         """Evaluate all that is asked, and send the answers. What fails takes its own connection out, and no other."""
@@ -206,6 +226,7 @@ class Server:
         }
         asked = self._without_misordered(asked)
         self.statistics.clock.enter("model")
+        began = time.monotonic()
         while True:
             try:
                 work = [(each, role_of(c)) for c in asked for each in asked[c]]
@@ -214,6 +235,7 @@ class Server:
                 break
             except ModelError as error:
                 asked = self._without_culprits(asked, error)
+        self._evaluation_seconds = time.monotonic() - began
         self.statistics.clock.enter("packing")
         self.statistics.n_gatherings += bool(asked)
         for connection, structures in asked.items():

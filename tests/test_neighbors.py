@@ -90,6 +90,22 @@ def test_kept_lists_equal_fresh_ones_along_a_random_walk() -> None:
     assert 1 < lists.statistics.builds < 30
 
 
+def test_pairs_come_in_the_same_order_whichever_geometry_they_were_listed_for() -> None:
+    start = water_box(27, seed=4)
+    rng = np.random.default_rng(4)
+    laps = rng.integers(-2, 3, size=start.positions.shape) @ start.cell
+    now = moved(start, start.positions + 0.1 * rng.standard_normal(start.positions.shape) + laps)
+    kept = NeighborLists([FULL, HALF])
+    kept.find(batch_of(start))
+    for reused, fresh in zip(
+        kept.find(batch_of(now)), NeighborLists([FULL, HALF]).find(batch_of(now)), strict=True
+    ):
+        torch.testing.assert_close(reused[0].first_atom, fresh[0].first_atom, rtol=0, atol=0)
+        torch.testing.assert_close(reused[0].second_atom, fresh[0].second_atom, rtol=0, atol=0)
+        torch.testing.assert_close(reused[0].shifts, fresh[0].shifts, rtol=0, atol=0)
+    assert kept.statistics.reuses == 1
+
+
 def test_kept_lists_equal_fresh_ones_under_changes_of_the_cell() -> None:
     lists = NeighborLists([FULL], skin=1.0)
     rng = np.random.default_rng(2)

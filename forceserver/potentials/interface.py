@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -166,6 +166,18 @@ class Potential(Protocol):
 
         Must not modify `batch`, and must give each structure the answer that it would get alone.
         """
+        ...
+
+
+@runtime_checkable
+class Twinned(Potential, Protocol):
+    """A potential that may be evaluated in several threads at the same time, by a twin of it in each of them.
+
+    Who does not say so, by having this method, is called from one thread at a time: most calculators are written for that.
+    """
+
+    def twin(self) -> Potential:
+        """Another that gives the same answers, to the last bit; what is only read is shared. Called while nobody evaluates."""
         ...
 
 
