@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CLEAN_END_SECONDS = 10.0  # for i-PI to write its RESTART with its servers alive, and once more without them
 FAREWELL_SECONDS = 3.0  # for servers to end after i-PI's EXIT, or after SIGTERM
+SPINNING = "Unexpected getforce reply: b''"  # what i-PI 3.3 says in a loop to a client that died while it promised forces
 ERROR_LINE = re.compile(r"\b\w*(Error|Exception)\b")
 
 
@@ -126,7 +127,7 @@ class Attempt:
                 self.ipi.terminate()
             wait_for([self.ipi], CLEAN_END_SECONDS)
         stop_process(*self.servers, seconds=FAREWELL_SECONDS)
-        if self.ipi.poll() is None:
+        if self.ipi.poll() is None and SPINNING not in last_lines(self._ipi_log, 3):
             log.warning(
                 "i-PI does not end; its servers are gone, so it is given %.0f s more", CLEAN_END_SECONDS
             )

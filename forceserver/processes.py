@@ -15,6 +15,7 @@ from pathlib import Path
 from forceserver.errors import UsageError
 
 PR_SET_PDEATHSIG = 1
+TAIL_BYTES = 1 << 16
 
 
 def n_cores() -> int:
@@ -61,6 +62,7 @@ def start_process(
         return subprocess.Popen(
             list(command),
             cwd=folder,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -91,10 +93,20 @@ def stop_process(*processes: subprocess.Popen[bytes], seconds: float = 10.0) -> 
 def last_lines(log: Path, n_lines: int = 5) -> str:
     """The end of a log, for a message that must say why a child failed."""
     try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))  # an i-PI that hangs may have written gigabytes
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return "(no log)"
     return "\n".join(lines[-n_lines:]) or "(it said nothing)"
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with a PYTHONPATH that means the same from the folder of the child: the user's own calculator may lie there."""
+    environment = dict(os.environ)
+    if paths := environment.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
+    return environment
 
 
 def _ending_with_parent() -> Callable[[], None]:

@@ -5,6 +5,8 @@ Units: eV and angstrom. Needs this folder on PYTHONPATH.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import weakref
 from pathlib import Path
@@ -15,18 +17,22 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from torch import OutOfMemoryError
 
+from forceserver.messages import Header
+from forceserver.protocol import Session
+
 SPRING = 2.0  # eV/A^2, as `harmonic:k=2.0`
 
 NAP_SECONDS = 6.0
 
-Fault = Literal["none", "raise", "nan", "shape", "hang", "nap"]
+Fault = Literal["none", "raise", "nan", "shape", "hang", "nap", "death"]
 
 
 class FaultyCalculator(Calculator):
     """E = SPRING/2 |r|^2, until something goes wrong.
 
     Args:
-        fault: what goes wrong: an exception, a force that is NaN, one atom too few, no answer at all, or one that takes long.
+        fault: what goes wrong: an exception, a force that is NaN, one atom too few, no answer at all, one that takes long, or
+            death in the worst moment (`die_between_promise_and_delivery`).
         at: in which evaluation of this process (from 0), and in every one after it, unless it was a nap.
         when: not before this file exists.
         fits: how many structures fit in memory at once. Each takes its share until its whole batch is done, as on a device,
@@ -48,6 +54,8 @@ class FaultyCalculator(Calculator):
         self.fault, self.at, self.when, self.fits, self.pause = fault, at, when, fits, pause
         self.n_evaluations = 0
         self.in_memory: list[weakref.ref[Atoms]] = []
+        if fault == "death":
+            die_between_promise_and_delivery(when)
 
     def calculate(
         self,
@@ -79,3 +87,26 @@ class FaultyCalculator(Calculator):
         if self.fault == "nan":
             forces[-1, 2] = np.nan
         return forces[:-1] if self.fault == "shape" else forces
+
+
+def die_between_promise_and_delivery(when: str) -> None:
+    """Once a file exists: say HAVEDATA on one connection only, and be killed when i-PI collects there.
+
+    As by an OOM killer in the unluckiest moment of an i-PI without consolidated messages: it waits for forces on one connection
+    and for HAVEDATA on the others.
+    """
+    data_to_send = Session.data_to_send
+    promised: list[Session] = []
+
+    def data_until_death(self: Session) -> bytes:
+        data = data_to_send(self)
+        if data.startswith(Header.FORCEREADY) and self in promised:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if data != Header.HAVEDATA or not Path(when).exists():
+            return data
+        if promised:
+            return b""
+        promised.append(self)
+        return data
+
+    Session.data_to_send = data_until_death  # type: ignore[method-assign]

@@ -81,8 +81,14 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("water64.xyz,variant=a", f"{WATER64},variant=a"),
+        ("not-yet.pt,variant=a", f"{WATER64.parent}/not-yet.pt,variant=a"),
         ("metatomic:water64.xyz", f"metatomic:{WATER64}"),
+        ("model.pt,extensions=compiled", f"{WATER64.parent}/model.pt,extensions={WATER64.parent}/compiled"),
+        ("ase:my.module:Class,file=water64.xyz,charge=0.5", f"ase:my.module:Class,file={WATER64},charge=0.5"),
+        (
+            "ase:my.module:Class,name=no-such.xyz,device=cpu",
+            "ase:my.module:Class,name=no-such.xyz,device=cpu",
+        ),
         ("qtip4pf:direct=0.02", "qtip4pf:direct=0.02"),
         ("water-pet", "water-pet"),
     ],

@@ -105,7 +105,7 @@ def test_an_interrupted_tour_is_continued_by_the_same_command(tmp_path: Path) ->
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> str:
     """A slow model whose forces are not finite; where `,when=FILE` follows, from the moment that the file is there."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
     return "ase:faulty_model:FaultyCalculator,fault=nan,pause=0.05"
 
 

@@ -65,12 +65,13 @@ ORDERLY = {
     "SIGTERM": ("SIGTERM: stopped between two evaluations; i-PI waits for another server", 143),
     "SIGINT": ("SIGINT: stopped between two evaluations; i-PI waits for another server", 130),
 }
+READS_NOTHING_FOR_EVER = "Unexpected getforce reply: b''"
 SUDDEN = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
 
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workplace]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with workplace() as place:
         yield place
@@ -120,11 +121,27 @@ def assert_last_line(place: Workplace, words: str, log: str = "server.log") -> N
 def finish(place: Workplace, ipi: subprocess.Popen[str], reference: Workplace) -> None:
     """End i-PI as a user does; its state must be valid, and lead to the end of the undisturbed run."""
     ipi.terminate()
-    assert ipi.wait(30) == 0, place.read("ipi.log")
+    assert ipi.wait(30) == 0, tail(place)
     assert restart_step(place) == last_step(place)
     if restart_step(place) < STEPS:
         continue_by_hand(place)
     assert_same_run(place, reference)
+
+
+def finish_killed(place: Workplace, ipi: subprocess.Popen[str], reference: Workplace, form: str) -> None:
+    """Kill an i-PI that is beyond saving; its checkpoint must lead to the end of the undisturbed run."""
+    ipi.kill()
+    assert ipi.wait(10) == -signal.SIGKILL
+    assert not (place.path / "RESTART").exists()
+    if FORMS[form].mode == "unix":
+        (place.path / "s_forces").unlink()  # as i-PI asks for, in its own words
+    continue_by_hand(place, "simulation.chk")
+    assert_same_run(place, reference)
+
+
+def tail(place: Workplace, log: str = "ipi.log") -> str:
+    """The end of a log that i-PI may have filled with megabytes of one line."""
+    return place.read(log)[-4000:]
 
 
 def cells(quick: set[tuple[str, str, int]], faults: list[str]) -> list[object]:
@@ -167,17 +184,51 @@ def test_i_pi_goes_on_with_another_server_after_one_that_ends_in_order(
 def test_an_i_pi_whose_server_is_gone_saves_a_state_that_continues_the_run(
     place: Workplace, reference: Workplace, form: str, fault: str, n_servers: int
 ) -> None:
-    """i-PI may hang on it, so its user ends it: first the server, where it still is, then i-PI."""
+    """i-PI may hang on it, so its user ends it: first the server, where it still is, then i-PI.
+
+    Without consolidated messages it may be beyond that, see the next test: by chance, and seldom.
+    """
     ipi = start(place, form)
     server = place.start_server(f"{TRAP},{SLOWLY[n_servers]}")
-    wait_for_step(place, 3)
     others = start_others(place, n_servers, form)
+    wait_for_step(place, 6)  # one checkpoint
     server.send_signal(SUDDEN[fault])
     server.kill()
     assert server.wait(10) == -signal.SIGKILL
-    finish(place, ipi, reference)
+    ipi.terminate()
+    try:
+        ipi.wait(30)
+    except subprocess.TimeoutExpired:
+        assert not FORMS[form].consolidate, tail(place)
+        assert READS_NOTHING_FOR_EVER in tail(place)
+        finish_killed(place, ipi, reference, form)
+    else:
+        finish(place, ipi, reference)
     for other in others:
         assert other.wait(30) in (0, 1)  # whether i-PI says EXIT depends on where it hung
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["unix, plain", "inet, plain"])
+def test_an_i_pi_that_was_promised_forces_by_a_server_that_is_gone_must_be_killed_and_has_a_checkpoint(
+    place: Workplace, reference: Workplace, form: str
+) -> None:
+    """A defect of i-PI 3.3 without consolidated messages, which no server can avoid: only make the moment short.
+
+    The thread that collects the forces (`Driver._recv_forceready`) takes the end of the stream for an odd answer, and asks
+    again for ever. Another connection of the same server makes the polling thread wait for that one, and the polling thread is
+    what a SIGTERM waits for before RESTART is written.
+    """
+    ipi = start(place, form)
+    server = place.start_server(f"{TRAP},{SLOWLY[1]},fault=death,when=now")
+    wait_for_step(place, 6)
+    (place.path / "now").touch()
+    assert server.wait(30) == -signal.SIGKILL
+    ipi.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        ipi.wait(5)
+    assert READS_NOTHING_FOR_EVER in tail(place)
+    finish_killed(place, ipi, reference, form)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,17 @@ import shutil
 import signal
 import socket as sockets
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rich_click as click
 
 from forceserver.attempt import ServerCommand
+from forceserver.commands.handed_on import handed_on
+from forceserver.commands.run import run
 from forceserver.errors import UsageError
 from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor
 from forceserver.models import BUNDLED
@@ -43,7 +47,7 @@ SLOWLY = f"{TRAP},pause=0.02"  # long enough for a signal to arrive in the middl
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workplace]:
     """With a folder of its own for sockets, which must be empty in the end."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with workplace() as place:
         (place.path / "t").mkdir()
@@ -86,6 +90,27 @@ def test_a_server_that_is_killed_costs_the_run_nothing(
     )  # progress, where there is no terminal to draw a bar on
     assert_same_run(place, reference)
     assert_nothing_is_left(place, before)
+
+
+@pytest.mark.slow
+def test_an_i_pi_that_a_dead_server_had_promised_forces_is_killed_and_the_run_goes_on_from_its_checkpoint(
+    place: Workplace, reference: Workplace
+) -> None:
+    """It hangs beyond its own end (`test_faults`), writing one line into its log as fast as it can."""
+    write_run(place, Socket(consolidate=False), checkpoint=True, beads=4, steps=60)
+    process = launch(place, model=f"{SLOWLY},fault=death,when=now")
+    wait_for_step(place, 6)
+    before = all_children(process)
+    (place.path / "now").touch()
+    wait_for(lambda: "was killed by SIGKILL" in place.read("launch.log"))
+    (place.path / "now").unlink()
+    assert process.wait(90) == 0, place.read("launch.log")
+    assert "continuing from step" in place.read("launch.log")
+    assert_nothing_is_left(place, before)
+    with workplace() as undisturbed:
+        write_run(undisturbed, beads=4, steps=60)
+        undisturbed.run("harmonic:k=2.0")
+        assert_same_run(place, undisturbed)
 
 
 def test_a_server_that_stops_in_order_is_replaced_and_i_pi_never_notices(
@@ -281,8 +306,68 @@ def test_a_model_is_found_from_where_the_user_stands_and_not_from_the_folder_of_
     path.write_text(path.read_text().replace("structure.xyz", str(place.path / "structure.xyz")))
     path.rename(folder / "input.xml")
     shutil.copy(BUNDLED["water-pet"].find(), place.path / "own.pt")
-    process = place.start("forceserver", "launch", "run/input.xml", "--model", "own.pt", log="launch.log")
+    process = place.start(
+        "forceserver", "launch", "run/input.xml", "--model", "own.pt",
+        "--", "--direct", "own.pt", "--also", "twin=own.pt", "--report", "report.json", "--log-file=run.log",
+        log="launch.log",
+    )  # fmt: skip
     assert process.wait(timeout=120) == 0, (place.path / "launch.log").read_text()
+    assert (place.path / "report.json").exists()
+    assert (place.path / "run.log").exists()
+    assert {each.name for each in folder.iterdir()}.isdisjoint({"report.json", "run.log"})
+
+
+def test_options_of_the_servers_mean_the_same_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (
+        "--no-fusion",
+        "--also",
+        "a=x.pt",
+        "--also=b=qtip4pf",
+        "-v",
+        "--report",
+        "../r.json",
+        "--linger",
+        "0",
+    )
+    assert set(handed_on("qtip4pf", words)) == {
+        "--no-fusion", "--also", f"a={tmp_path}/x.pt", "b=qtip4pf", "--verbose", "--report",
+        f"{tmp_path.parent}/r.json", "--linger", "0",
+    }  # fmt: skip
+    known = {
+        each.name for each in run.params if isinstance(each.type, click.Path) or "MODEL" in str(each.metavar)
+    }
+    assert known == {"inputs", "template", "log_file", "report", "direct_model", "also"}
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--device", "cuda"), r"--device after `--` is set by launch: use --devices"),
+        (("-i", "other.xml"), r"-i after `--` is set by launch"),
+        (("--no-such",), r"[Nn]o such option"),
+        (("--threads", "many"), r"not a valid integer"),
+        (("stray.pt",), r"unexpected extra argument"),
+    ],
+)  # fmt: skip
+def test_options_that_the_servers_would_refuse_are_refused_before_anything_starts(
+    words: tuple[str, ...], error: str
+) -> None:
+    with pytest.raises((UsageError, click.UsageError), match=error):
+        handed_on("qtip4pf", words)
+
+
+def test_a_relative_pythonpath_means_the_same_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "calculators:/elsewhere")
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", "import os; print(os.environ['PYTHONPATH'])"]
+    start_process(command, folder=tmp_path / "run", log=tmp_path / "log").wait(30)
+    assert (tmp_path / "log").read_text().strip() == f"{tmp_path}/calculators:/elsewhere"
 
 
 def test_a_run_that_has_all_its_steps_is_finished_without_starting_anything(place: Workplace) -> None:

@@ -13,7 +13,7 @@ EPILOG = """
 The run lives in the folder of INPUT.xml, with the logs i-pi.log and server-N.log beside its outputs. Where a RESTART or a
 checkpoint stands there, it is continued; an i-PI that is killed outright goes on from its last <checkpoint>. Exit codes: 0 all
 steps done; 1 failed; 2 refused; 75 interrupted (signal, time limit): the same command continues it. Everything after `--` goes
-to `forceserver run`, e.g. `-- --net-force keep`.
+to `forceserver run`, e.g. `-- --net-force keep`; paths there, as those in MODEL, are meant from where you stand.
 """
 
 
@@ -65,6 +65,7 @@ def launch(
 ) -> None:
     """Start i-PI and its servers on INPUT.xml, watch over them, resume what fails, and end all of them cleanly."""
     from forceserver.attempt import ServerCommand
+    from forceserver.commands.handed_on import handed_on
     from forceserver.launch import Ending, LaunchOptions, Supervisor, check_devices, check_ending
     from forceserver.logs import start_logging
     from forceserver.potentials.specification import anchored
@@ -77,7 +78,7 @@ def launch(
     check_devices(names, n_servers)
     options = LaunchOptions(
         # The servers start in the folder of the input, which need not be ours.
-        ServerCommand(anchored(model), n_servers, names, server_options),
+        ServerCommand(anchored(model), n_servers, names, handed_on(model, server_options)),
         retries=retries,
         time_limit_seconds=time_limit,
         stall_seconds=stall,

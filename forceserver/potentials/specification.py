@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 POSITIONAL = "model"
 FILE_SCHEME = "metatomic"
 FILE_SUFFIX = ".pt"
+PATH_OPTIONS = ("extensions",)
 
 
 def parse(
@@ -56,13 +57,30 @@ def parse(
 
 
 def anchored(spec: str) -> str:
-    """The name of a model that means the same from any folder: the path in it, if any, made absolute."""
-    head, comma, items = spec.partition(",")
+    """The name of a model that means the same from any folder: every path in it made absolute, be it there or not."""
+    head, *items = spec.split(",")
     scheme, colon, word = head.partition(":")
-    for before, path in (("", head), (scheme + colon, word)):
-        if path and Path(path).is_file():
-            return before + str(Path(path).resolve()) + comma + items
-    return spec
+    if scheme == FILE_SCHEME and word:
+        head = scheme + colon + str(Path(word).resolve())
+    elif head.endswith(FILE_SUFFIX):
+        head = str(Path(head).resolve())
+    return ",".join([head, *map(_anchored_item, items)])
+
+
+def _anchored_item(item: str) -> str:
+    """KEY=PATH made absolute. Only a loader knows its paths: one is what looks like a path and is there, and no number."""
+    key, separator, value = item.partition("=")
+    looks_like_one = "/" in value or bool(Path(value).suffix)
+    is_path = key in PATH_OPTIONS or (looks_like_one and not _is_number(value) and Path(value).exists())
+    return key + separator + str(Path(value).resolve()) if separator and value and is_path else item
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_numbers(scheme: str, options: Mapping[str, str], defaults: Mapping[str, float]) -> dict[str, float]:
