@@ -1,10 +1,10 @@
 """Several evaluations of one potential at the same time: on a CPU, a core for each structure beats all cores for one.
 
-Measured with a small PET on two cores, one structure of 192 atoms after the other with two threads of torch, against two at a time
-with one thread each: direct 49 and 23 ms for a structure, conservative 86 and 51 ms; of 768 atoms 114 and 86, 204 and 179 ms. A
-batch of eight is no faster than one by one: what a structure needs fits in a core's cache, what a batch needs does not. So a
-potential that allows it (`Twinned`) is given calls of few structures here, each to the next core that is free. On a GPU, and for any
-other potential, all structures stay in one call.
+Measured with a small PET on two cores, one structure of 192 atoms after the other with two threads of torch, against two at a
+time with one thread each: direct 49 and 23 ms for a structure, conservative 86 and 51 ms; of 768 atoms 114 and 86, 204 and
+179 ms. A batch of eight is no faster than one by one: what a structure needs fits in a core's cache, what a batch needs does
+not. So a potential that allows it (`Twinned`) is given calls of few structures here, each to the next core that is free. On a
+GPU, and for any other potential, all structures stay in one call.
 
 The forces of a structure that has a call for itself are the same to the last bit, whoever computes them and beside whatever else.
 """
@@ -61,7 +61,7 @@ class Crew:
 
     def cut(self, n_atoms: Sequence[int]) -> list[slice]:
         """Which of the structures with so many atoms each share a call."""
-        if not self._cuts:
+        if not self._cuts or len(n_atoms) == 1:
             return [slice(0, len(n_atoms))]
         most = -(-len(n_atoms) // self._n_threads)
         begins: list[int] = []
@@ -79,7 +79,7 @@ class Crew:
         Raises:
             Exception: what the first of the calls that failed raised, when no other is under way any more.
         """
-        n_workers = self._hire(min(len(calls), self._n_threads))
+        n_workers = 1 if len(calls) == 1 else self._hire(min(len(calls), self._n_threads))
         if n_workers < 2:
             return [part for call in calls for part in self._work(call, kinds, None)]
         assert self._workers is not None
