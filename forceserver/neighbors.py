@@ -83,7 +83,7 @@ class NeighborStatistics:
 
     builds: int = 0
     reuses: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of all threads together
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The server: gather what is asked on every connection, evaluate once, answer all. One thread, one select.
 
-One process has one model on one device, so there is nothing to gain from a second thread and much to lose. i-PI sends nothing
-while it is owed an answer, except STATUS probes, which can wait.
+One process has one model on one device, so a second thread would have nothing to do here (`parallel` has threads of its own, for
+the evaluation alone). i-PI sends nothing while it is owed an answer, except STATUS probes, which can wait.
 
 A gathering is evaluated as soon as it is complete, so that a regular run never waits: every socket that has asked for anything
 holds as many structures as the input says it will ask for, or has no idle connection left. Failing that, after a short silence:

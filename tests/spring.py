@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import torch
 
@@ -48,6 +51,34 @@ class Spring:
             Forces(forces, virials) if "conservative" in want else None,
             direct if "direct" in want else None,
         )
+
+
+class TwinSpring(Spring):
+    """A spring that may be evaluated in several threads, and remembers who did, with how many threads of torch."""
+
+    def __init__(self, *, fits_at_once: int = 10**9, seconds: float = 0.02) -> None:
+        super().__init__()
+        self.fits_at_once, self.seconds = fits_at_once, seconds
+        self.callers: list[tuple[str, int]] = []
+        self.under_way: list[Batch] = []
+        self.most_under_way = 0
+
+    def twin(self) -> TwinSpring:
+        return self
+
+    def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
+        self.callers.append((threading.current_thread().name, torch.get_num_threads()))
+        self.under_way.append(batch)
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
+        try:
+            time.sleep(self.seconds)
+            if len(self.under_way) > self.fits_at_once:
+                raise RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+                )
+            return super().__call__(batch, want)
+        finally:
+            self.under_way.remove(batch)
 
 
 def structure(n_atoms: int = 2, seed: int = 0) -> Structure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from forceserver.potentials.interface import Batch, Evaluation
 from forceserver.potentials.metatomic import MetatomicPotential
 from forceserver.structures import ForceKind, ForceRole, Result, Structure
 from model_factory import Recipe
-from spring import Spring, structure
+from spring import Spring, TwinSpring, structure
 from systems import water64, water_box
 
 PairModel = Callable[[Recipe], Path]
@@ -34,34 +33,6 @@ def three_threads() -> Iterator[None]:
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
-
-
-class TwinSpring(Spring):
-    """A spring that may be evaluated in several threads, and remembers who did, with how many threads of torch."""
-
-    def __init__(self, *, fits_at_once: int = 10**9, seconds: float = 0.02) -> None:
-        super().__init__()
-        self.fits_at_once, self.seconds = fits_at_once, seconds
-        self.callers: list[tuple[str, int]] = []
-        self.under_way: list[Batch] = []
-        self.most_under_way = 0
-
-    def twin(self) -> TwinSpring:
-        return self
-
-    def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
-        self.callers.append((threading.current_thread().name, torch.get_num_threads()))
-        self.under_way.append(batch)
-        self.most_under_way = max(self.most_under_way, len(self.under_way))
-        try:
-            time.sleep(self.seconds)
-            if len(self.under_way) > self.fits_at_once:
-                raise RuntimeError(
-                    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
-                )
-            return super().__call__(batch, want)
-        finally:
-            self.under_way.remove(batch)
 
 
 def large(seed: int) -> Structure:

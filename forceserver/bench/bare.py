@@ -1,4 +1,4 @@
-"""The model alone, in a loop over prepared batches, behind the same orders as `stepper`: what no server can be faster than.
+"""The model alone, in a loop over prepared structures, behind the same orders as `stepper`: what no server can be faster than.
 
     python -m forceserver.bench.bare JSON DESCRIPTOR
 
@@ -23,9 +23,10 @@ import torch
 from forceserver.bench.control import Control
 from forceserver.bench.stepper import die_with_parent
 from forceserver.errors import ForceServerError
+from forceserver.parallel import Crew, share_one_heap
 from forceserver.parts import take_apart
 from forceserver.potentials import load_potential
-from forceserver.potentials.interface import Batch, BatchBuilder, Potential
+from forceserver.potentials.interface import BatchBuilder, Potential
 from forceserver.structure_files import read_structure, to_structure
 from forceserver.structures import CONSERVATIVE, ForceKind, Structure
 
@@ -48,6 +49,7 @@ class BareModel:
     def __init__(self, potential: Potential, structure: Structure, passes: Sequence[Pass]) -> None:
         self._potential = potential
         self._builder = BatchBuilder(potential.capabilities.dtype, potential.capabilities.device)
+        self._crew = Crew(potential, torch.get_num_threads())
         generator = np.random.default_rng(0)
         n_replicas = max((count for count, _ in passes), default=1)
         replicas = [structure.displaced(SPREAD, generator) for _ in range(n_replicas)]
@@ -70,17 +72,20 @@ class BareModel:
         ended = [time.perf_counter()]
         for step in range(n_steps):
             for size, kinds in self._passes:
-                self._evaluate(self._batches[step % N_VARIANTS][size], kinds)
+                self._evaluate(step % N_VARIANTS, size, kinds)
             self._wait()
             ended.append(time.perf_counter())
         return ended
 
     def dissect(self, n_steps: int) -> Mapping[str, float]:
-        """Seconds of one step by what is done: the same work with a clock in between, batches made afresh each time."""
+        """Seconds of one step by what is done: the same work with a clock in between, batches made afresh each time, and what
+        is else done at the same time one after the other.
+        """
         seconds: dict[str, float] = defaultdict(float)
         for step in range(n_steps):
             for size, kinds in self._passes:
-                self._dissect_pass(self._structures[step % N_VARIANTS][:size], kinds, seconds)
+                for call in self._calls(step % N_VARIANTS, size):
+                    self._dissect_pass(call, kinds, seconds)
         return {phase: value / n_steps for phase, value in seconds.items()}
 
     def _dissect_pass(
@@ -112,8 +117,16 @@ class BareModel:
         statistics = getattr(self._potential, "neighbor_statistics", None)
         return 0.0 if statistics is None else float(statistics.seconds)
 
-    def _evaluate(self, batch: Batch, kinds: frozenset[ForceKind]) -> None:
-        self._potential(batch, kinds)
+    def _evaluate(self, variant: int, size: int, kinds: frozenset[ForceKind]) -> None:
+        calls = self._calls(variant, size)
+        if len(calls) > 1:
+            self._crew.evaluate(calls, kinds)
+        else:
+            self._potential(self._batches[variant][size], kinds)
+
+    def _calls(self, variant: int, size: int) -> list[Sequence[Structure]]:
+        structures = self._structures[variant][:size]
+        return [structures[cut] for cut in self._crew.cut([structure.n_atoms for structure in structures])]
 
     def _wait(self) -> None:
         if self._potential.capabilities.device.type == "cuda":
@@ -150,6 +163,7 @@ def _obey(control: Control, model: BareModel) -> None:
 
 def main() -> None:
     die_with_parent()
+    share_one_heap()
     wanted, control = json.loads(sys.argv[1]), Control.from_descriptor(int(sys.argv[2]))
     try:
         potential = load_potential(wanted["model"], device=wanted["device"])

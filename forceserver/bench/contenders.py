@@ -2,7 +2,8 @@
 
 Threads. Every contender has the same number of cores for its forces, `--threads`. It divides them among the processes that
 compute at the same time: P clients of one socket get a P-th each; the two drivers of multiple time stepping work in turns, so
-each gets all. i-PI itself has one thread, except where it computes the forces itself.
+each gets all. Our server has all of them in one process, and divides them among the structures that it evaluates at the same
+time. i-PI itself has one thread, except where it computes the forces itself.
 """
 
 from __future__ import annotations
@@ -266,7 +267,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("driver-batch", "i-pi-py_driver with <batch_size>", _driver_in_batches, is_peer=True),
         Contender("driver-shm", "i-pi-py_driver --shm, batched", _driver_in_shared_memory, is_peer=True),
         Contender("ffdirect", "<ffdirect> within i-PI, batched", _direct, is_peer=True),
-        Contender("limit", "the model alone, in batches", _limit),
+        Contender("limit", "the model alone, all structures at once", _limit),
         Contender("limit-single", "the model alone, one structure at a time", _limit_one_by_one),
     )
 }
