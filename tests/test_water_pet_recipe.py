@@ -30,7 +30,7 @@ def _run(folder: Path, *command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _train(folder: Path, start: str, output: str, stage: str, seconds: float) -> None:
+def _train(folder: Path, start: str, output: str, stage: str, seconds: float, *more: str) -> None:
     options = [
         "--stage",
         stage,
@@ -40,6 +40,7 @@ def _train(folder: Path, start: str, output: str, stage: str, seconds: float) ->
         "1e-2",
         "--data",
         "valid.xyz",
+        *more,
     ]
     _run(folder, sys.executable, str(script("train")), start, output, *options)
 
@@ -85,6 +86,9 @@ def test_a_small_water_pet_is_made_and_served(tmp_path: Path) -> None:
     assert both["both"] < direct["both"]
     assert everything["stress"] < both["stress"]
     assert everything["direct"] == both["direct"], "the last stage moves nothing but the stress"
+
+    _train(tmp_path, "start.ckpt", "again.ckpt", "both", 0.0, "--weights", "model.pt", "--agreement", "1")
+    assert _mean_losses(tmp_path / "again.ckpt", data) == everything, "an exported model is one to go on from"
 
     potential = load_potential(str(tmp_path / "model.pt"))
     assert potential.capabilities.direct_virial

@@ -72,7 +72,11 @@ class BatchBuilder:
 
     def _move(self, array: FloatArray) -> Tensor:
         tensor = torch.from_numpy(array)
-        return tensor.to(device=self._device, dtype=self._dtype) if self._moves else tensor
+        if not self._moves:
+            return tensor
+        if self._device.type == "cuda":  # from pinned memory a copy is under way while we go on
+            return tensor.to(self._dtype).pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(device=self._device, dtype=self._dtype)
 
     def _moved_cells(self, structures: Sequence[Structure]) -> Tensor:
         """Most simulations have one cell all their life."""

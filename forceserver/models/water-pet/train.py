@@ -6,6 +6,10 @@
     python train.py both.ckpt all.ckpt --stage stress --minutes 5 --learning-rate 3e-3 --data train-*.xyz
     mtt export all.ckpt -o model.pt
 
+and from a model that was exported before, whose weights are all that is left of it:
+
+    python train.py start.ckpt both.ckpt --weights model.pt --stage both --agreement 1 --minutes 60 ...
+
 Model, checkpoint and export are metatrain's; only the loop is here, because on two cores it matters how an hour is spent: one
 frame per update, a schedule that ends when the time is over, averaged weights, and no validation between.
 
@@ -13,8 +17,10 @@ Loss, with f in eV/A, energies and virials per atom in eV:
 
     Huber(f_direct, 0.3) + Huber(f_conservative, 0.3) + 20 (E/N)^2 + 4 (virial_direct/N)^2 + 4 (virial_conservative/N)^2
 
-The energy counts so little that forces learn first. The last stage is for the direct stress alone, which learns late: only its
-heads move, on features that are settled, so that everything else stays what it is.
+The energy counts so little that forces learn first. `--agreement W` adds W Huber(f_direct - f_conservative, 0.3) to the stage of
+both: multiple time stepping forgives what both kinds of forces have wrong together, and how large M may be depends on the rest.
+The last stage is for the direct stress alone, which learns late: only its heads move, on features that are settled, so that
+everything else stays what it is.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ import metatrain.pet
 import numpy as np
 import torch
 import vesin
+from metatomic.torch import load_atomistic_model
 from torch import Tensor
 
 FORCES, STRESS = "non_conservative_forces", "non_conservative_stress"
@@ -186,6 +193,17 @@ class Learner:
         for name, parameter in self.backend.named_parameters():
             parameter.requires_grad_(stage != "stress" or STRESS in name)
 
+    def take_weights(self, exported: Path) -> None:
+        """Go on with the weights of a model that `mtt export` wrote, of the same architecture."""
+        prefix = "module.backend."
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in load_atomistic_model(exported).state_dict().items()
+            if name.startswith(prefix)
+        }
+        self.backend.load_state_dict(weights)
+        self._averages = [parameter.detach().clone() for parameter in self.parameters]
+
     def average(self) -> None:
         """Take the present weights into their running average."""
         self._n_averaged += 1
@@ -202,7 +220,7 @@ class Learner:
         torch.save(self._checkpoint | {"model_state_dict": state, "best_model_state_dict": state}, path)
 
 
-def loss_of(learner: Learner, frame: Frame, stage: Stage) -> Tensor:
+def loss_of(learner: Learner, frame: Frame, stage: Stage, agreement: float = 0.0) -> Tensor:
     volume_per_atom = torch.linalg.det(frame.cell).abs() / len(frame.numbers)
     if stage == "stress":
         return _virial_loss(learner.predict_stress(frame), frame, volume_per_atom)
@@ -216,6 +234,8 @@ def loss_of(learner: Learner, frame: Frame, stage: Stage) -> Tensor:
     assert prediction.conservative_stress is not None
     energy_error = (prediction.energy - (frame.energy - learner.baseline(frame))) / len(frame.numbers)
     loss = loss + _huber(prediction.conservative_forces - frame.forces) + ENERGY_WEIGHT * energy_error**2
+    if agreement:
+        loss = loss + agreement * _huber(prediction.direct_forces - prediction.conservative_forces)
     for stress in (prediction.direct_stress, prediction.conservative_stress):
         loss = loss + _virial_loss(stress, frame, volume_per_atom)
     return loss
@@ -229,6 +249,7 @@ def train(
     seconds: float,
     learning_rate: float,
     seed: int,
+    agreement: float = 0.0,
 ) -> int:
     """Update for a given time: linear warm-up, then a cosine down to nothing. Returns the number of updates."""
     generator = torch.Generator().manual_seed(seed)
@@ -244,7 +265,7 @@ def train(
             warmth = min(1.0, (n_updates + 1) / WARM_UP)
             group["lr"] = learning_rate * warmth * 0.5 * (1.0 + math.cos(math.pi * passed))
         optimizer.zero_grad()
-        loss = loss_of(learner, frame.turned(_rotation(generator)), stage)
+        loss = loss_of(learner, frame.turned(_rotation(generator)), stage, agreement)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(_moving(learner.parameters), LARGEST_GRADIENT)
         optimizer.step()
@@ -291,8 +312,16 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--agreement", type=float, default=0.0, help="weight of the difference between both forces"
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="exported model to go on from: its weights, not those of START"
+    )
     arguments = parser.parse_args()
     learner = Learner(torch.load(arguments.start, weights_only=False))
+    if arguments.weights:
+        learner.take_weights(arguments.weights)
     frames = [frame for path in arguments.data for frame in read_frames(path, learner.cutoff)]
     n_updates = train(
         learner,
@@ -301,6 +330,7 @@ def main() -> None:
         seconds=60.0 * arguments.minutes,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
+        agreement=arguments.agreement,
     )
     learner.save(arguments.output)
     print(f"{n_updates} updates of one frame each, {len(frames)} frames: {arguments.output}")
