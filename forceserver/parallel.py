@@ -156,7 +156,8 @@ def share_one_heap() -> None:
     """Have glibc serve all threads, and large tensors too, from one heap that it keeps; elsewhere nothing happens.
 
     By default each thread has a heap of its own, too small for large tensors, which are then mapped and unmapped at every
-    allocation while the other threads wait: with two threads, conservative forces of 3072 atoms took twice the processor time.
+    allocation while the other threads wait: with two threads, conservative forces of 3072 atoms took 2.3 s of processor time, and
+    with one heap 1.4 s.
     A user's own MALLOC_... settings stand.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
