@@ -6,7 +6,8 @@ ms. A batch of eight is no faster than one by one: what a structure needs fits i
 a potential that allows it (`Twinned`) is given calls of few structures here, each to the next core that is free. On a GPU, and
 for any other potential, all structures stay in one call.
 
-The forces of a structure that has a call for itself are the same to the last bit, whoever computes them and beside whatever else.
+The forces of a structure that has a call for itself are the same to the last bit, whoever computes them and beside whatever
+else; with another number of torch's threads for each, to rounding.
 """
 
 from __future__ import annotations

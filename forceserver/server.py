@@ -39,7 +39,7 @@ from forceserver.structures import ForceRole, Result, Structure
 log = logging.getLogger(__name__)
 
 CONSERVATIVE_ROLE = ForceRole()
-# How long cores may idle while another simulation may ask; of the time of the last evaluation.
+# Of the time of the last evaluation: how long cores may idle while another simulation may ask.
 IDLE_PATIENCE = 0.2
 DELIVERY_SECONDS = 2.0  # for i-PI to take what it was promised, before we leave
 
