@@ -113,14 +113,14 @@ class Supervisor:
         """
         Raises:
             UsageError: the folder is in use or holds another run, a port is in use, a server refuses the input.
-            ForceServerError: i-PI does.
+            ForceServerError: i-PI does, or the folder takes no more.
         """
         files = read_run_files(self._input_path)
         if self._options.stall_seconds is not None and not files.properties:
             raise UsageError(
                 f"--stall needs a <properties> output in {self._input_path}: there is nothing else to see a step by"
             )
-        with _locked(self._input_path.parent) as lock:
+        with _locked(self._input_path.parent) as lock, _disk_errors_named(self._input_path.parent):
             if self._options.fresh:
                 forget_run(self._input_path)
             while True:
@@ -144,7 +144,7 @@ class Supervisor:
             log.warning(
                 "no checkpoint was written: starting again from step 0. Add a <checkpoint> to <output>"
             )
-        _check_ports(self._input_path)
+        _check_addresses(self._input_path)
         where = None if len(tempfile.gettempdir()) <= LONGEST_TMPDIR else "/tmp"
         with tempfile.TemporaryDirectory(prefix="forceserver-", dir=where) as sockets:
             attempt = Attempt(start, self._input_path.parent, f"{sockets}/", self._options.servers, lock)
@@ -243,14 +243,33 @@ def _locked(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def _check_ports(input_path: Path) -> None:
-    """Our servers must not meet the i-PI of somebody else, which a port shared with it would lead them to.
+@contextmanager
+def _disk_errors_named(folder: Path) -> Iterator[None]:
+    """Raises:
+    ForceServerError: in place of an OSError of ours: a full disk, a quota, a folder that was taken away.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ForceServerError(
+            f"cannot go on in {folder}: {error.strerror} ({error.filename or 'while writing'}). What was saved stays; make room, "
+            "and the same command continues the run"
+        ) from error
+
+
+def _check_addresses(input_path: Path) -> None:
+    """Our servers must not meet the i-PI of somebody else, which a port or a folder shared with it would lead them to.
 
     Raises:
-        UsageError: somebody listens on a port of this input, or its host is not this machine.
+        UsageError: somebody listens on a port of this input, its host is not this machine, or a unix socket is named by a path.
     """
-    for spec in read_input(input_path).sockets:
+    for spec in read_input(input_path, sockets_prefix="").sockets:
         if not isinstance(spec.address, InetAddress):
+            if not spec.address.path or "/" in spec.address.path:
+                raise UsageError(
+                    f"<address> of socket '{spec.name}' is '{spec.address}': launch puts the sockets of a run into a folder of "
+                    "their own, so write a plain name, e.g. <address>water</address>"
+                )
             continue
         with socket.socket() as probe:
             probe.setsockopt(
