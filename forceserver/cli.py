@@ -5,6 +5,7 @@ Groups are loaded when they are used and torch when a model is: `forceserver --h
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from importlib import import_module
 
@@ -78,5 +79,6 @@ def main() -> None:
         exit_code = getattr(error, "exit_code", None)
         if not isinstance(exit_code, int):
             raise
-        click.echo(f"forceserver: {error}", err=True)
+        with contextlib.suppress(OSError):  # nobody listens any more
+            click.echo(f"forceserver: {error}", err=True)
         sys.exit(exit_code)

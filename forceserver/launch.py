@@ -7,32 +7,24 @@ the run gets further; `retries` failures without a single step between them end 
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import logging
-import os
 import select
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from forceserver.attempt import Attempt, ServerCommand
 from forceserver.errors import ForceServerError, UsageError
-from forceserver.inputfile import read_input
 from forceserver.progress import PropertiesTail
 from forceserver.restart import RunFiles, Start, choose_start, forget_run, read_run_files
+from forceserver.run_folder import check_addresses, disk_errors_named, locked
 from forceserver.signals import StopRequest
-from forceserver.transport import InetAddress
 
 log = logging.getLogger(__name__)
 
-LOCK = ".forceserver.lock"
 POLL_SECONDS = 0.1
 LEAST_PATIENCE_SECONDS = 60.0  # with an i-PI that was given a new server
 LONGEST_TMPDIR = 60  # characters; the name of a unix socket has at most 107
@@ -113,14 +105,14 @@ class Supervisor:
         """
         Raises:
             UsageError: the folder is in use or holds another run, a port is in use, a server refuses the input.
-            ForceServerError: i-PI does.
+            ForceServerError: i-PI does, or the folder takes no more.
         """
         files = read_run_files(self._input_path)
         if self._options.stall_seconds is not None and not files.properties:
             raise UsageError(
                 f"--stall needs a <properties> output in {self._input_path}: there is nothing else to see a step by"
             )
-        with _locked(self._input_path.parent) as lock:
+        with disk_errors_named(self._input_path.parent), locked(self._input_path.parent) as lock:
             if self._options.fresh:
                 forget_run(self._input_path)
             while True:
@@ -144,7 +136,7 @@ class Supervisor:
             log.warning(
                 "no checkpoint was written: starting again from step 0. Add a <checkpoint> to <output>"
             )
-        _check_ports(self._input_path)
+        check_addresses(self._input_path)
         where = None if len(tempfile.gettempdir()) <= LONGEST_TMPDIR else "/tmp"
         with tempfile.TemporaryDirectory(prefix="forceserver-", dir=where) as sockets:
             attempt = Attempt(start, self._input_path.parent, f"{sockets}/", self._options.servers, lock)
@@ -217,57 +209,6 @@ class Supervisor:
             raise ForceServerError(f"{attempt.why_ipi_ended()}. All that it said is in i-pi.log")
         self._fail(attempt.why_ipi_ended())
         return Ending.FAILED
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Keep a second launch out of the folder. The lock is a file descriptor and ends with the last process that holds it."""
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context((folder / LOCK).open("a+"))
-        except OSError as error:
-            raise UsageError(
-                f"cannot write in {folder}, where the run would live: {error.strerror}"
-            ) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UsageError(
-                f"{folder} is in use by another launch (process {holder}); give each run its own folder"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file.fileno()
-
-
-def _check_ports(input_path: Path) -> None:
-    """Our servers must not meet the i-PI of somebody else, which a port shared with it would lead them to.
-
-    Raises:
-        UsageError: somebody listens on a port of this input, or its host is not this machine.
-    """
-    for spec in read_input(input_path).sockets:
-        if not isinstance(spec.address, InetAddress):
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as i-PI: what lingers is no obstacle
-            try:
-                probe.bind((spec.address.host, spec.address.port))
-            except OSError as error:
-                busy = error.errno == errno.EADDRINUSE
-                remedy = (
-                    "choose another <port>, or mode='unix'"
-                    if busy
-                    else "i-PI listens on its own machine only"
-                )
-                raise UsageError(
-                    f"i-PI cannot listen at {spec.address} of socket '{spec.name}': {error.strerror}; {remedy}"
-                ) from None
 
 
 def check_ending(ending: Ending, reason: str) -> None:

@@ -14,6 +14,13 @@ log = logging.getLogger(__name__)
 
 TAIL_BYTES = 1 << 16
 LINE_EVERY_SECONDS = 60.0
+COLUMN_NEEDS = (
+    0,
+    30,
+    70,
+    90,
+    110,
+)  # characters of a terminal in which steps, time left, facts, bar and title have room
 COLUMN = re.compile(r"#\s*col(?:umn|s\.)\s+(\d+)(?:-\d+)?\s*-->\s*(\S+)")
 
 
@@ -80,11 +87,12 @@ def show_progress(title: str, total_steps: int) -> Iterator[Callable[[int, Prope
     if not screen.is_terminal:
         yield lambda step, tail: facts.log_sometimes(title, step, total_steps, tail.row)
         return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=screen) as progress, _log_above_the_bar():
+    columns = [
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"), TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"), BarColumn(), TextColumn("{task.description}"),
+    ]  # fmt: skip
+    shown = [column for column, width in zip(columns, COLUMN_NEEDS, strict=True) if screen.width >= width]
+    with Progress(*shown, console=screen) as progress, _log_above_the_bar():
         task = progress.add_task(title, total=total_steps, facts="")
         yield lambda step, tail: progress.update(task, completed=step, facts=facts.describe(step, tail.row))
 

@@ -93,8 +93,13 @@ def choose_start(input_path: Path) -> Start:
         return state
     _check_same_input(input_path, state.path)
     continuation, fresh = (input_path.with_name(name) for name in (CONTINUATION, f".{CONTINUATION}.new"))
-    fresh.write_text(TOTAL_STEPS.sub(rf"\g<1>{files.total_steps}\g<3>", state.path.read_text(), count=1))
-    fresh.replace(continuation)  # in one go: it may be the only state that is left
+    text = TOTAL_STEPS.sub(rf"\g<1>{files.total_steps}\g<3>", state.path.read_text(), count=1)
+    try:
+        fresh.write_text(text)
+        fresh.replace(continuation)  # in one go: it may be the only state that is left
+    except OSError:  # a full disk
+        fresh.unlink(missing_ok=True)
+        raise
     return Start(continuation, state.step)
 
 
@@ -127,7 +132,7 @@ def _remember(input_path: Path) -> None:
 
 
 def _check_same_input(input_path: Path, checkpoint: Path) -> None:
-    remedy = "Start afresh with --fresh, continue by hand with `i-pi RESTART`, or use a folder of its own for each run"
+    remedy = "Start afresh with --fresh, continue by hand (`i-pi -S /tmp/ipi_ RESTART`), or give each run a folder of its own"
     try:
         record = json.loads((input_path.parent / RECORD).read_text())
     except (OSError, ValueError):

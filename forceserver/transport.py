@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from forceserver.errors import UsageError
 
 RECEIVE_BYTES = 1 << 18
+LONGEST_UNIX_PATH = 107  # bytes
 SIOCOUTQNSD = 0x894B  # of Linux: how much of what was written is not sent
 NOT_YET = {
     errno.ENOENT,
@@ -166,6 +167,12 @@ class Dialer:
             if isinstance(error, socket.gaierror):
                 raise UsageError(
                     f"host of {self.address} not found: {error.strerror}; check the name after -a or in <address>"
+                ) from None
+            length = len(os.fsencode(str(self.address)))
+            if isinstance(self.address, UnixAddress) and length > LONGEST_UNIX_PATH:
+                raise UsageError(
+                    f"the unix socket {self.address} has a path of {length} bytes, and at most {LONGEST_UNIX_PATH} can be had; "
+                    "give i-PI and the server a shorter prefix: -S /tmp/ipi_"
                 ) from None
             raise UsageError(
                 f"{self.address} cannot be an address: {error}; check -a, or <address> and <port>"

@@ -24,15 +24,15 @@ SPRING = 2.0  # eV/A^2, as `harmonic:k=2.0`
 
 NAP_SECONDS = 6.0
 
-Fault = Literal["none", "raise", "nan", "shape", "hang", "nap", "death"]
+Fault = Literal["none", "raise", "nan", "shape", "hang", "nap", "death", "half"]
 
 
 class FaultyCalculator(Calculator):
     """E = SPRING/2 |r|^2, until something goes wrong.
 
     Args:
-        fault: what goes wrong: an exception, a force that is NaN, one atom too few, no answer at all, one that takes long, or
-            death in the worst moment (`die_between_promise_and_delivery`).
+        fault: what goes wrong: an exception, a force that is NaN, one atom too few, no answer at all, one that takes long,
+            death in the worst moment (`die_between_promise_and_delivery`), or in the middle of a reply (`die_in_a_reply`).
         at: in which evaluation of this process (from 0), and in every one after it, unless it was a nap.
         when: not before this file exists.
         fits: how many structures fit in memory at once. Each takes its share until its whole batch is done, as on a device,
@@ -56,6 +56,8 @@ class FaultyCalculator(Calculator):
         self.in_memory: list[weakref.ref[Atoms]] = []
         if fault == "death":
             die_between_promise_and_delivery(when)
+        if fault == "half":
+            die_in_a_reply(when)
 
     def calculate(
         self,
@@ -110,3 +112,20 @@ def die_between_promise_and_delivery(when: str) -> None:
         return data
 
     Session.data_to_send = data_until_death  # type: ignore[method-assign]
+
+
+def die_in_a_reply(when: str) -> None:
+    """Once a file exists: send one half of some forces, and be killed at the next opportunity."""
+    data_to_send = Session.data_to_send
+    cut: list[Session] = []
+
+    def half_of_data(self: Session) -> bytes:
+        if cut:
+            os.kill(os.getpid(), signal.SIGKILL)
+        data = data_to_send(self)
+        if not data.startswith(Header.FORCEREADY) or not Path(when).exists():
+            return data
+        cut.append(self)
+        return data[: len(data) // 2]
+
+    Session.data_to_send = half_of_data  # type: ignore[method-assign]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 
+from forceserver.dump import dump_structure
 from forceserver.errors import (
     BadForces,
     ModelError,
@@ -119,3 +122,25 @@ def test_what_is_not_finite_is_found_wherever_it_stands_and_what_is_huge_is_not(
         assert not is_finite(numbers)
         numbers[0, 0] = -bad
         assert not is_finite(numbers)
+
+
+def test_a_structure_that_has_no_place_where_it_belongs_is_written_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forceserver.dump.tempfile.tempdir", str(tmp_path))
+    lost = structure()
+    said = str(dump_structure(lost, tmp_path / "gone", reason="nan", role=None))
+    assert said == f"{tmp_path}/bad-structure-1.xyz (in {tmp_path}/gone: No such file or directory)"
+    np.testing.assert_array_equal(ase.io.read(tmp_path / "bad-structure-1.xyz").positions, lost.positions)
+
+
+def test_half_a_structure_is_not_left_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forceserver.dump.tempfile.tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        said = str(dump_structure(structure(), tmp_path, reason="nan", role=None))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert said.endswith("bad-structure-1.xyz (not written: File too large)")
+    assert not list(tmp_path.iterdir())

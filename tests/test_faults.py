@@ -66,7 +66,7 @@ ORDERLY = {
     "SIGINT": ("SIGINT: stopped between two evaluations; i-PI waits for another server", 130),
 }
 READS_NOTHING_FOR_EVER = "Unexpected getforce reply: b''"
-SUDDEN = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
+SUDDEN = ["SIGKILL", "SIGSTOP", "half a reply"]
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_i_pi_goes_on_with_another_server_after_one_that_ends_in_order(
 
 @pytest.mark.parametrize(
     ("form", "fault", "n_servers"),
-    cells({("unix", "SIGKILL", 1)}, list(SUDDEN)),
+    cells({("unix", "SIGKILL", 1)}, SUDDEN),
 )
 def test_an_i_pi_whose_server_is_gone_saves_a_state_that_continues_the_run(
     place: Workplace, reference: Workplace, form: str, fault: str, n_servers: int
@@ -189,11 +189,17 @@ def test_an_i_pi_whose_server_is_gone_saves_a_state_that_continues_the_run(
     Without consolidated messages it may be beyond that, see the next test: by chance, and seldom.
     """
     ipi = start(place, form)
-    server = place.start_server(f"{TRAP},{SLOWLY[n_servers]}")
+    options = f"{TRAP},{SLOWLY[n_servers]}" + (
+        "" if fault in signal.Signals.__members__ else ",fault=half,when=now"
+    )
+    server = place.start_server(options)
     others = start_others(place, n_servers, form)
     wait_for_step(place, 6)  # one checkpoint
-    server.send_signal(SUDDEN[fault])
-    server.kill()
+    if fault in signal.Signals.__members__:
+        server.send_signal(signal.Signals[fault])
+        server.kill()
+    else:
+        (place.path / "now").touch()
     assert server.wait(10) == -signal.SIGKILL
     ipi.terminate()
     try:
@@ -206,6 +212,25 @@ def test_an_i_pi_whose_server_is_gone_saves_a_state_that_continues_the_run(
         finish(place, ipi, reference)
     for other in others:
         assert other.wait(30) in (0, 1)  # whether i-PI says EXIT depends on where it hung
+
+
+@pytest.mark.parametrize(
+    "form", ["unix", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS if form != "unix")]
+)
+def test_after_bad_forces_a_server_may_dial_again_and_serve_the_run_to_its_end(
+    place: Workplace, reference: Workplace, form: str
+) -> None:
+    """`--on-bad-forces reconnect`, with a model that recovers: i-PI asks again, of the same server or of another."""
+    ipi = start(place, form)
+    options = f"{TRAP},{SLOWLY[1]},fault=nan,when=now"
+    server = place.start_server(options, "-i", "input.xml", "--on-bad-forces", "reconnect")
+    wait_for_step(place, 3)
+    (place.path / "now").touch()
+    place.wait_until(lambda: "i-PI" in place.read("server.log"), "bad-structure-1.xyz")
+    (place.path / "now").unlink()
+    assert server.wait(60) == 0, place.read("server.log")
+    assert ipi.wait(30) == 0, tail(place)
+    assert_same_run(place, reference)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket as sockets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +21,11 @@ import rich_click as click
 from forceserver.attempt import ServerCommand
 from forceserver.commands.handed_on import handed_on
 from forceserver.commands.run import run
-from forceserver.errors import UsageError
-from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor
+from forceserver.errors import ForceServerError, UsageError
+from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor, check_devices
 from forceserver.models import BUNDLED
 from forceserver.processes import start_process
-from forceserver.progress import PropertiesTail
+from forceserver.progress import PropertiesTail, _Facts, show_progress
 from forceserver.restart import choose_start, forget_run, read_run_files, step_of
 from forceserver.signals import StopRequest
 from launched import (
@@ -38,7 +40,7 @@ from launched import (
     wait_for_step,
     write_run,
 )
-from real_ipi import Socket, Workplace, free_port, workplace
+from real_ipi import BIN, Socket, Workplace, free_port, workplace
 
 STEPS = 120
 SLOWLY = f"{TRAP},pause=0.02"  # long enough for a signal to arrive in the middle
@@ -152,6 +154,57 @@ def test_a_signal_ends_all_with_a_restart_and_the_same_command_finishes(
     assert launch(place).wait(90) == 0, place.read("launch.log")
     assert f"continuing from step {restart_step(place)}" not in place.read("launch.log")
     assert_same_run(place, reference)
+
+
+@pytest.mark.slow
+def test_an_impatient_user_loses_nothing(place: Workplace, reference: Workplace) -> None:
+    """Ctrl-C, and twice more while all is ending."""
+    write_run(place, steps=STEPS)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 10)
+    before = all_children(process)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert process.wait(30) == 75, place.read("launch.log")
+    assert "Traceback" not in place.read("launch.log")
+    assert "the same command continues the run" in place.read("launch.log").splitlines()[-1]
+    wait_for(lambda: not any(is_running(each) for each in before), 30)
+    assert_nothing_is_left(place, before)
+    assert launch(place).wait(90) == 0, place.read("launch.log")
+    assert_same_run(place, reference)
+
+
+@pytest.mark.slow
+def test_a_reader_of_the_log_that_ends_first_changes_nothing(place: Workplace) -> None:
+    """`forceserver launch ... 2>&1 | tee log`: Ctrl-C ends tee as well."""
+    write_run(place, steps=1_000_000)
+    command = [str(BIN / "forceserver"), "launch", "input.xml", "--model", SLOWLY]
+    process = subprocess.Popen(
+        command, cwd=place.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    place.running.append(process)
+    wait_for_step(place, 5)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 75
+    assert restart_step(place) == last_step(place)
+
+
+def test_each_server_has_its_device_in_turn(place: Workplace) -> None:
+    write_run(place, steps=1_000_000)
+    process = launch(place, "--servers", "3", "--devices", "cpu,cpu:0", model="harmonic:k=2.0")
+    wait_for_step(place, 0)
+    devices = [
+        Path(f"/proc/{each}/cmdline").read_text().split("--device\0")[1].split("\0")[0]
+        for each in children(process, "forceserver")
+    ]
+    process.terminate()
+    assert process.wait(30) == 75, place.read("launch.log")
+    assert devices == ["cpu", "cpu:0", "cpu"]
+    with pytest.raises(UsageError, match="names 2 devices for 1 servers; add --servers 2"):
+        check_devices(["cuda:0", "cuda:1"], 1)
 
 
 @pytest.mark.slow
@@ -285,6 +338,69 @@ def test_an_inet_run_survives_the_loss_of_its_server_on_the_same_port(
     assert_same_run(place, reference)
 
 
+@pytest.mark.parametrize("address", ["", "a/b", "../elsewhere"])
+def test_an_address_that_is_a_path_is_refused_before_anything_starts(place: Workplace, address: str) -> None:
+    path = write_run(place)
+    path.write_text(path.read_text().replace("<address>forces<", f"<address>{address}<"))
+    with pytest.raises(UsageError, match="write a plain name"):
+        supervise(path)
+    assert not (place.path / "i-pi.log").exists()
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_of_a_state(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(place, steps=STEPS)
+    choose_start(path)
+    write_state(place, "RESTART", 20)
+
+    def write_half(path: Path, text: str) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(ForceServerError, match=r"cannot go on in .*: No space left on device .* make room"):
+        supervise(path)
+    assert not list(place.path.glob(".CONTINUE*"))
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_under_i_pi_ends_the_run_in_one_line_and_with_room_it_goes_on(
+    place: Workplace, reference: Workplace
+) -> None:
+    """A limit on the size of files stands in for it: i-PI meets the same error in the same place."""
+    write_run(place, steps=STEPS, checkpoint=True)
+    limited = [
+        "prlimit",
+        "--fsize=16384",
+        str(BIN / "forceserver"),
+        "launch",
+        "input.xml",
+        "--model",
+        TRAP,
+        "--retries",
+        "1",
+    ]
+    with (place.path / "launch.log").open("w") as log:
+        process = subprocess.Popen(limited, cwd=place.path, stdout=log, stderr=subprocess.STDOUT, text=True)
+    place.running.append(process)
+    assert process.wait(90) == 1, place.read("launch.log")
+    lines = place.read("launch.log").splitlines()
+    assert lines[-1].startswith("forceserver: the run failed: i-PI ended with code 1: OSError"), lines
+    assert "File too large" in lines[-1]
+    assert "Traceback" not in place.read("launch.log")
+    assert launch(place).wait(90) == 0, place.read("launch.log")
+    assert "continuing from step" in place.read("launch.log")
+    assert_same_run(place, reference)
+
+
+def test_a_model_that_nobody_knows_is_refused_before_anything_starts(place: Workplace) -> None:
+    write_run(place)
+    assert launch(place, model="harmnic").wait(30) == 2
+    assert "did you mean 'harmonic'" in place.read("launch.log")
+    assert not (place.path / "i-pi.log").exists()
+
+
 def test_a_second_launch_in_the_same_folder_is_refused_and_changes_nothing(place: Workplace) -> None:
     path = write_run(place, steps=5)
     restart = write_state(place, "RESTART", 3)
@@ -349,6 +465,9 @@ def test_options_of_the_servers_mean_the_same_from_any_folder(
         (("-i", "other.xml"), r"-i after `--` is set by launch"),
         (("--no-such",), r"[Nn]o such option"),
         (("--threads", "many"), r"not a valid integer"),
+        (("--also", "x"), r"wanted NAME=MODEL, got 'x'"),
+        (("--connections", "some"), r"wanted auto or a number"),
+        (("--forces", "blended"), r"needs its fraction"),
         (("stray.pt",), r"unexpected extra argument"),
     ],
 )  # fmt: skip
@@ -476,6 +595,24 @@ def test_progress_is_read_from_new_complete_rows_only(tmp_path: Path) -> None:
         file.write(" 8 310.0\n 9 32")
     assert tail.refresh()
     assert (tail.step, tail.row["temperature{kelvin}"]) == (8, 310.0)
+
+
+def test_progress_has_speed_temperature_and_drift_and_in_a_narrow_terminal_the_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("forceserver.progress.time.monotonic", lambda: now[0])
+    facts = _Facts()
+    row = {"temperature{kelvin}": 300.4, "conserved{electronvolt}": 1.0}
+    assert facts.describe(10, dict(row)) == "300 K, conserved +0.0 meV"
+    now[0] += 5.0
+    row["conserved{electronvolt}"] = 1.0012
+    assert facts.describe(20, row) == "2.0 steps/s, 300 K, conserved +1.2 meV"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "24")
+    with show_progress("input.xml", 3000) as watch:
+        watch(430, PropertiesTail(tmp_path / "out"))
+    assert "430/3000 steps" in capsys.readouterr().err
 
 
 # Faults at random.

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from forceserver.transport import Stream
+from forceserver.errors import UsageError
+from forceserver.transport import Dialer, Stream, UnixAddress
 from peer import receive_exactly
 
 MESSAGE = bytes(range(256)) * 40_000  # 10 MB: more than any socket takes at once
@@ -87,3 +88,10 @@ def test_the_end_of_a_stream_is_told_from_silence(ends: tuple[Stream, socket.soc
     stream.send(b"x")
     time.sleep(0.05)
     assert not stream.send(b"x")
+
+
+def test_a_unix_socket_with_a_name_that_no_system_takes_is_refused_with_the_length_that_can_be_had() -> None:
+    with pytest.raises(
+        UsageError, match=r"has a path of 205 bytes, and at most 107 can be had; .* -S /tmp/ipi_"
+    ):
+        Dialer(UnixAddress("/tmp/" + "x" * 200)).attempt()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 import rich_click as click
 
 NOT_FINISHED = 75  # EX_TEMPFAIL: the same command continues the run
+
+AGAIN = "the same command continues the run"
 
 EPILOG = """
 The run lives in the folder of INPUT.xml, with the logs i-pi.log and server-N.log beside its outputs. Where a RESTART or a
@@ -68,12 +71,14 @@ def launch(
     from forceserver.commands.handed_on import handed_on
     from forceserver.launch import Ending, LaunchOptions, Supervisor, check_devices, check_ending
     from forceserver.logs import start_logging
+    from forceserver.potentials import require
     from forceserver.potentials.specification import anchored
     from forceserver.progress import show_progress
     from forceserver.restart import read_run_files
     from forceserver.signals import stop_on_signals
 
     start_logging()
+    require(model)
     names = tuple(devices.split(","))
     check_devices(names, n_servers)
     options = LaunchOptions(
@@ -85,11 +90,23 @@ def launch(
         fresh=fresh,
     )
     total_steps = read_run_files(input_path).total_steps
-    with stop_on_signals() as stop, show_progress(input_path.name, total_steps) as watch:
-        supervisor = Supervisor(input_path, options, stop, watch)
-        ending = supervisor.run()
-    check_ending(ending, supervisor.reason)
-    click.echo(f"{input_path}: {supervisor.reason}", err=True)
-    if ending is Ending.INTERRUPTED:
-        click.echo("the same command continues the run", err=True)
+    try:
+        with stop_on_signals() as stop, show_progress(input_path.name, total_steps) as watch:
+            supervisor = Supervisor(input_path, options, stop, watch)
+            ending = supervisor.run()
+    except KeyboardInterrupt:  # once more after the first
+        _say(
+            f"{input_path}: left while i-PI and its servers were ending; i-PI saves RESTART by itself, and {AGAIN}"
+        )
         sys.exit(NOT_FINISHED)
+    check_ending(ending, supervisor.reason)
+    _say(f"{input_path}: {supervisor.reason}")
+    if ending is Ending.INTERRUPTED:
+        _say(AGAIN)
+        sys.exit(NOT_FINISHED)
+
+
+def _say(text: str) -> None:
+    """On stderr, if anybody still listens there: of `launch 2>&1 | tee log`, Ctrl-C ends tee first."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)

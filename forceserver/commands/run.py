@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import rich_click as click
+
+if TYPE_CHECKING:
+    from forceserver.structures import ForceRole
 
 MODEL_HELP = """
 MODEL is a scheme with options (`qtip4pf`, `qtip4pf:direct=0.02`, `lj:epsilon=0.01,sigma=3.4`, `ase:MODULE:CLASS`) or a
 metatomic file (`model.pt`). A model file is code: serve only what you trust.
 """
+
+
+def _parse_forces(context: click.Context, option: click.Parameter, text: str) -> ForceRole:
+    from forceserver.roles import parse_forces_option
+
+    return parse_forces_option(text)
+
+
+def _parse_connections(context: click.Context, option: click.Parameter, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"wanted auto or a number from 1 on, got '{text}'")
+    return int(text)
+
+
+def _parse_also(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    models: dict[str, str] = {}
+    for text in pairs:
+        name, separator, model = text.partition("=")
+        if not separator or not name or not model:
+            raise click.BadParameter(f"wanted NAME=MODEL, got '{text}'")
+        if name in models:
+            raise click.BadParameter(f"'{name}' is given twice: {models[name]} and {model}")
+        models[name] = model
+    return models
 
 
 @click.command(epilog=MODEL_HELP)
@@ -45,12 +74,17 @@ metatomic file (`model.pt`). A model file is code: serve only what you trust.
     "--forces",
     default="conservative",
     show_default=True,
+    callback=_parse_forces,
     metavar="conservative|direct|blended:X",
     help="For a socket whose <parameters> say nothing.",
 )
 @click.option("--direct", "direct_model", metavar="MODEL2", help="Take direct forces from this model.")
 @click.option(
-    "--also", multiple=True, metavar="NAME=MODEL", help="One more model, for sockets with {model: NAME}."
+    "--also",
+    multiple=True,
+    callback=_parse_also,
+    metavar="NAME=MODEL",
+    help="One more model, for sockets with {model: NAME}.",
 )
 @click.option("--device", default="cpu", show_default=True, help="torch device, e.g. cuda:0.")
 @click.option(
@@ -82,7 +116,14 @@ metatomic file (`model.pt`). A model file is code: serve only what you trust.
     show_default=True,
     help="In multiple time stepping, evaluate both kinds of forces at once where both will be asked for.",
 )
-@click.option("--connections", metavar="auto|N", default="auto", show_default=True, help="Per socket.")
+@click.option(
+    "--connections",
+    metavar="auto|N",
+    default="auto",
+    show_default=True,
+    callback=_parse_connections,
+    help="Per socket.",
+)
 @click.option(
     "--wait",
     "wait_seconds",
@@ -125,16 +166,16 @@ def run(
     template: Path | None,
     sockets_prefix: str | None,
     socket_names: tuple[str, ...],
-    forces: str,
+    forces: ForceRole,
     direct_model: str | None,
-    also: tuple[str, ...],
+    also: dict[str, str],
     device: str,
     dtype: str | None,
     threads: int | None,
     net_force: str,
     virial: str,
     fusion: bool,
-    connections: str,
+    connections: int | None,
     wait_seconds: float,
     linger_ms: float,
     on_bad_forces: Literal["stop", "reconnect"],
@@ -147,21 +188,20 @@ def run(
     i-PI listens, this server dials in; either may be started first.
     """
     from forceserver.logs import start_logging
-    from forceserver.roles import parse_forces_option
     from forceserver.serve import ModelRequest, serve, simulations_from
     from forceserver.server import ServeOptions
 
     start_logging(log_file, verbose=verbose)
     options = ServeOptions(
-        default_role=parse_forces_option(forces),
-        n_connections=_parse_connections(connections),
+        default_role=forces,
+        n_connections=connections,
         wait_seconds=wait_seconds,
         linger_seconds=1e-3 * linger_ms,
         on_bad_forces=on_bad_forces,
     )
     request = ModelRequest(
         model,
-        also=_parse_also(also),
+        also=also,
         direct=direct_model,
         device=device,
         dtype=dtype,
@@ -172,27 +212,3 @@ def run(
         report=report,
     )
     serve(simulations_from(inputs, address, template, sockets_prefix, socket_names), request, options)
-
-
-def _parse_connections(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise click.BadParameter(
-            f"wanted auto or a number from 1 on, got '{text}'", param_hint="--connections"
-        )
-    return int(text)
-
-
-def _parse_also(pairs: tuple[str, ...]) -> dict[str, str]:
-    models: dict[str, str] = {}
-    for text in pairs:
-        name, separator, model = text.partition("=")
-        if not separator or not name or not model:
-            raise click.BadParameter(f"wanted NAME=MODEL, got '{text}'", param_hint="--also")
-        if name in models:
-            raise click.BadParameter(
-                f"'{name}' is given twice: {models[name]} and {model}", param_hint="--also"
-            )
-        models[name] = model
-    return models
