@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 LEAST_PATIENCE_SECONDS = 60.0  # with an i-PI that was given a new server
 LONGEST_TMPDIR = 60  # characters; the name of a unix socket has at most 107
+NO_STATE = "no checkpoint was written", "Add a <checkpoint> to <output>"
+HALF_A_STATE = (
+    "the only checkpoint is cut short, for i-PI was killed while it wrote it",
+    "<checkpoint overwrite='False'> keeps all of them",
+)
 ROUNDED = " (its state is rounded: <simulation floatformat='%24.16e'> would continue it to the last bit)"
 
 Watcher = Callable[[int, PropertiesTail], None]
@@ -133,9 +138,7 @@ class Supervisor:
             precision = "" if files.is_exact else ROUNDED
             log.info("continuing from step %d of %d%s", start.step, files.total_steps, precision)
         elif self._furthest > 0:
-            log.warning(
-                "no checkpoint was written: starting again from step 0. Add a <checkpoint> to <output>"
-            )
+            log.warning("%s: starting again from step 0. %s", *(HALF_A_STATE if files.states() else NO_STATE))
         check_addresses(self._input_path)
         where = None if len(tempfile.gettempdir()) <= LONGEST_TMPDIR else "/tmp"
         with tempfile.TemporaryDirectory(prefix="forceserver-", dir=where) as sockets:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from forceserver.restart import step_of
 from real_ipi import Socket, Workplace
 
 TRAP = "ase:faulty_model:FaultyCalculator"
@@ -94,6 +97,25 @@ def phase_space(place: Workplace, name: str = "RESTART") -> np.ndarray:
     assert text.rstrip().endswith("</simulation>"), f"{name} is not complete"
     blocks = [re.search(rf"<{tag} [^>]*>\s*\[(.*?)\]", text, re.DOTALL) for tag in ("q", "p")]
     return np.array([float(word) for block in blocks if block for word in block[1].replace(",", " ").split()])
+
+
+def kill_ipi_with_a_whole_checkpoint(
+    place: Workplace, process_id: int, *, then: Callable[[], None] = lambda: None
+) -> None:
+    """SIGKILL, but not in a moment in which i-PI overwrites its only checkpoint: that one it would lose.
+
+    Args:
+        then: done while i-PI is held, before it is killed.
+    """
+    while True:
+        os.kill(process_id, signal.SIGSTOP)
+        wait_for(lambda: Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        if step_of(place.path / "simulation.chk") is not None:
+            break
+        os.kill(process_id, signal.SIGCONT)
+        time.sleep(0.01)
+    then()
+    os.kill(process_id, signal.SIGKILL)
 
 
 def restart_step(place: Workplace) -> int:

@@ -32,6 +32,7 @@ from launched import (
     TRAP,
     assert_same_run,
     continue_by_hand,
+    kill_ipi_with_a_whole_checkpoint,
     last_step,
     restart_step,
     wait_for_step,
@@ -130,7 +131,7 @@ def finish(place: Workplace, ipi: subprocess.Popen[str], reference: Workplace) -
 
 def finish_killed(place: Workplace, ipi: subprocess.Popen[str], reference: Workplace, form: str) -> None:
     """Kill an i-PI that is beyond saving; its checkpoint must lead to the end of the undisturbed run."""
-    ipi.kill()
+    kill_ipi_with_a_whole_checkpoint(place, ipi.pid)
     assert ipi.wait(10) == -signal.SIGKILL
     assert not (place.path / "RESTART").exists()
     if FORMS[form].mode == "unix":
@@ -267,8 +268,11 @@ def test_servers_end_with_their_i_pi_and_the_run_goes_on_from_its_state(
     server = place.start_server(f"{TRAP},{SLOWLY[n_servers]}")
     wait_for_step(place, 12)  # two checkpoints
     servers = [server, *start_others(place, n_servers, form)]
-    ipi.send_signal(signal.Signals[fault])
     killed = fault == "SIGKILL"
+    if killed:
+        kill_ipi_with_a_whole_checkpoint(place, ipi.pid)
+    else:
+        ipi.send_signal(signal.Signals[fault])
     assert ipi.wait(30) == (-signal.SIGKILL if killed else 0)
     assert [each.wait(15) for each in servers] == [1 if killed else 0] * n_servers
     if killed:

@@ -33,6 +33,7 @@ from launched import (
     assert_same_run,
     children,
     is_running,
+    kill_ipi_with_a_whole_checkpoint,
     last_step,
     launch,
     restart_step,
@@ -269,12 +270,29 @@ def test_an_i_pi_that_is_killed_goes_on_from_its_checkpoint_or_from_the_start(
     write_run(place, steps=STEPS, checkpoint=checkpoint)
     process = launch(place, model=SLOWLY)
     wait_for_step(place, 10)
-    os.kill(children(process, "i-pi")[0], signal.SIGKILL)
+    if checkpoint:
+        kill_ipi_with_a_whole_checkpoint(place, children(process, "i-pi")[0])
+    else:
+        os.kill(children(process, "i-pi")[0], signal.SIGKILL)
     assert process.wait(90) == 0, place.read("launch.log")
     log = place.read("launch.log")
     assert "i-PI was killed by SIGKILL" in log
     assert ("continuing from step" in log) is checkpoint
     assert ("no checkpoint was written: starting again from step 0" in log) is not checkpoint
+    assert_same_run(place, reference)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_i_pi_was_overwriting_when_it_was_killed_is_told_from_none(
+    place: Workplace, reference: Workplace
+) -> None:
+    write_run(place, steps=STEPS, checkpoint=True)
+    process = launch(place, model=SLOWLY)
+    wait_for_step(place, 10)
+    ipi = children(process, "i-pi")[0]
+    kill_ipi_with_a_whole_checkpoint(place, ipi, then=lambda: os.truncate(place.path / "simulation.chk", 100))
+    assert process.wait(90) == 0, place.read("launch.log")
+    assert "the only checkpoint is cut short" in place.read("launch.log")
     assert_same_run(place, reference)
 
 
