@@ -44,7 +44,7 @@ from real_ipi import Socket, Workplace, free_port, workplace
 STEPS = 60
 SLOWLY = {
     1: "pause=0.01",
-    2: "pause=0.08",
+    2: "pause=0.15",
 }  # s for a force: a signal, or a second server, arrives in the middle of the run
 SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
 CELL = np.diag([20.0, 21.0, 22.0])
@@ -194,6 +194,7 @@ def test_an_i_pi_whose_server_is_gone_saves_a_state_that_continues_the_run(
         "" if fault in signal.Signals.__members__ else ",fault=half,when=now"
     )
     server = place.start_server(options)
+    wait_for_step(place, 0)  # first come, first asked: without that, all batches might go to the other one
     others = start_others(place, n_servers, form)
     wait_for_step(place, 6)  # one checkpoint
     if fault in signal.Signals.__members__:
