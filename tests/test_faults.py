@@ -163,8 +163,9 @@ def test_i_pi_goes_on_with_another_server_after_one_that_ends_in_order(
     ipi = start(place, form)
     options = f"{TRAP},{SLOWLY[n_servers]}" + ("" if fault.startswith("SIG") else f",fault={fault},when=now")
     server = place.start_server(options)
-    wait_for_step(place, 3)
+    wait_for_step(place, 0)
     others = start_others(place, n_servers, form)
+    wait_for_step(place, 3)
     if fault.startswith("SIG"):
         server.send_signal(signal.Signals[fault])
     else:
@@ -267,8 +268,9 @@ def test_servers_end_with_their_i_pi_and_the_run_goes_on_from_its_state(
 ) -> None:
     ipi = start(place, form)
     server = place.start_server(f"{TRAP},{SLOWLY[n_servers]}")
-    wait_for_step(place, 12)  # two checkpoints
+    wait_for_step(place, 0)
     servers = [server, *start_others(place, n_servers, form)]
+    wait_for_step(place, 12)  # two checkpoints
     killed = fault == "SIGKILL"
     if killed:
         kill_ipi_with_a_whole_checkpoint(place, ipi.pid)
@@ -307,8 +309,9 @@ def test_an_i_pi_that_drops_a_server_at_its_timeout_gets_the_right_forces_from_i
     """
     ipi = start(place, form, timeout_seconds=NAP_SECONDS / 3)
     server = place.start_server(f"{TRAP},{SLOWLY[n_servers]},fault=nap,when=now")
-    wait_for_step(place, 3)
+    wait_for_step(place, 0)
     others = start_others(place, n_servers, form)
+    wait_for_step(place, 3)
     (place.path / "now").touch()
     assert ipi.wait(90) == 0, place.read("ipi.log")
     assert [each.wait(30) for each in (server, *others)] == [0] * n_servers, place.read("server.log")
