@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -628,6 +629,8 @@ def test_progress_has_speed_temperature_and_drift_and_in_a_narrow_terminal_the_s
     assert facts.describe(20, row) == "2.0 steps/s, 300 K, conserved +1.2 meV"
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "24")
+    # Those of other tests hold closed streams.
+    monkeypatch.setattr(logging.getLogger("forceserver"), "handlers", [])
     with show_progress("input.xml", 3000) as watch:
         watch(430, PropertiesTail(tmp_path / "out"))
     assert "430/3000 steps" in capsys.readouterr().err
