@@ -26,17 +26,11 @@ from pathlib import Path
 import numpy as np
 from inputs import WATER64, write_input
 
+from forceserver.exchange import BOHR_PER_ANGSTROM
+from forceserver.messages import Header
 from forceserver.structure_files import read_structure
 
 BIN = Path(sys.executable).parent
-BOHR_PER_ANGSTROM = 1.8897261
-
-
-def header(word: str) -> bytes:
-    return word.ljust(12).encode()
-
-
-STATUS, READY, NEEDINIT = header("STATUS"), header("READY"), header("NEEDINIT")
 
 
 def request_of_water() -> tuple[bytes, int]:
@@ -45,7 +39,7 @@ def request_of_water() -> tuple[bytes, int]:
     cell = np.ascontiguousarray(atoms.cell.array.T) * BOHR_PER_ANGSTROM
     numbers = cell.tobytes() + np.linalg.inv(cell).tobytes() + struct.pack("=i", len(atoms))
     positions = (atoms.positions * BOHR_PER_ANGSTROM).tobytes()
-    message = header("POSDATA") + numbers + positions + header("GETFORCE")
+    message = Header.POSDATA + numbers + positions + Header.GETFORCE
     return message, 12 + 8 + 4 + len(positions) + 72 + 4
 
 
@@ -56,9 +50,9 @@ class Listener:
         self._connections = connections
         self._message, self._n_answer = request_of_water()
         for connection in connections:
-            self._say(connection, STATUS, NEEDINIT)
-            connection.sendall(header("INIT") + struct.pack("=ii", 0, 1) + b" ")
-            self._say(connection, STATUS, READY)
+            self._say(connection, Header.STATUS, Header.NEEDINIT)
+            connection.sendall(Header.INIT + struct.pack("=ii", 0, 1) + b" ")
+            self._say(connection, Header.STATUS, Header.READY)
 
     def seconds_per_request(self, n_requests: int) -> float:
         worker = self._connections[0]
@@ -66,12 +60,12 @@ class Listener:
         for _ in range(n_requests):
             worker.sendall(self._message)
             _receive(worker, self._n_answer)
-            self._say(worker, STATUS, READY)
+            self._say(worker, Header.STATUS, Header.READY)
         return (time.perf_counter() - began) / n_requests
 
     def leave(self) -> None:
         for connection in self._connections:
-            connection.sendall(header("EXIT"))
+            connection.sendall(Header.EXIT)
             connection.close()
 
     @staticmethod

@@ -40,9 +40,8 @@ class Endpoint:
         self.n_redials = 0  # without an answer delivered between them
         self.greeting_due: float | None = None
         self.is_order_checked = False
-        self.n_introduced = (
-            0  # of the connections: before its INIT one may well stand in i-PI's queue, asked for nothing
-        )
+        # Of the connections: before its INIT one may well stand in i-PI's queue, and be asked for nothing.
+        self.n_introduced = 0
         self.n_asked = 0  # structures that wait for an answer
         self._n_wanted = self._n_missing = n_connections or default_connections(spec)
         self._dialer = Dialer(spec.address)
