@@ -6,6 +6,7 @@ Units: eV and angstrom. Nothing here knows of sockets.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class EvaluationStatistics:
 
 
 class Evaluator:
-    """Evaluates mixed work on several models.
+    """Evaluates mixed work on several models. One thread at a time may ask, unless `share_out` says otherwise.
 
     Args:
         models: by the name that an `<ffsocket>` can ask for.
@@ -84,6 +85,7 @@ class Evaluator:
         fusing = [name for name, potential in models.items() if _gains_from_fusion(potential.capabilities)]
         self._foresight = Foresight(fusing, self.statistics.foresight) if fusion and fusing else None
         self._largest_batch: dict[tuple[str, Kinds], int] = {}  # atoms that are known to fit
+        self._planning = threading.Lock()  # held for all but the work of the models, which takes the time
 
     def evaluate(self, work: Work, askers: Sequence[Hashable] = ()) -> list[Result]:
         """Results in the order of `work`: one model call for each model, set of kinds and periodicity, if memory allows and
@@ -99,13 +101,16 @@ class Evaluator:
             OutOfMemory: one structure alone does not fit.
         """
         jobs: Sequence[Job] = [Job(structure, role.model, self._kinds(role)) for structure, role in work]
-        if self._foresight is None or not askers:
+        foresight = self._foresight
+        if foresight is None or not askers:
             return self._evaluate_jobs(jobs, work)
-        jobs = self._foresight.plan(jobs, askers)
+        with self._planning:
+            jobs = foresight.plan(jobs, askers)
         try:
             return self._evaluate_jobs(jobs, work)
         except ModelError as error:
-            self._foresight.forget()
+            with self._planning:
+                foresight.forget()
             if not (isinstance(error, OutOfMemory) and any(job.is_fused for job in jobs)):
                 raise
         log.warning("both kinds of forces at once do not fit in memory: from now on each is evaluated alone")
@@ -114,8 +119,17 @@ class Evaluator:
 
     @property
     def n_at_once(self) -> int:
-        """Structures that are evaluated at the same time; 1 where they share a call, however many."""
-        return max(crew.n_at_once for crew in self._crews.values())
+        """Structures of any model that are evaluated at the same time; 1 where they share a call, however many."""
+        return min(crew.n_at_once for crew in self._crews.values())
+
+    def share_out(self, n_callers: int) -> bool:
+        """Let several threads call `evaluate` at the same time. False: a model does not allow it, or would gain nothing."""
+        crews = self._crews.values()
+        if self.n_at_once > 1 and all(crew.share_out(n_callers) for crew in crews):
+            return True
+        for crew in crews:  # the first may have agreed before the next one did not
+            crew.share_out(1)
+        return False
 
     @property
     def n_kept(self) -> int:
@@ -136,23 +150,26 @@ class Evaluator:
     def _evaluate_group(self, model: str, kinds: Kinds, jobs: Sequence[Job]) -> None:
         """Evaluate in as few calls as memory allows; a call that does not fit is repeated with half of its structures."""
         n_done = 0
+        alone = False
         while n_done < len(jobs):
             chunk = _first_that_fit(jobs[n_done:], self._largest_batch.get((model, kinds)))
             try:
-                self._call(model, kinds, chunk)
+                self._call(model, kinds, chunk, alone=alone)
                 n_done += len(chunk)
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(chunk) == 1:
+                if len(chunk) == 1 and (alone or not self._crews[model].is_shared):
                     device = self.models[model].capabilities.device
                     raise OutOfMemory(
                         f"one structure of {chunk[0].structure.n_atoms} atoms does not fit in the memory of {device}; "
                         "use a larger device or a smaller model"
                     ).on(chunk[0].structure) from error
             # Out here, where no exception holds the tensors of that call any more.
-            self._remember_half(model, kinds, chunk)
+            alone = len(chunk) == 1
+            if not alone:
+                self._remember_half(model, kinds, chunk)
 
     def _remember_half(self, model: str, kinds: Kinds, jobs: Sequence[Job]) -> None:
         torch.cuda.empty_cache()  # does nothing without a GPU
@@ -163,20 +180,25 @@ class Evaluator:
             "out of memory with %d structures; from now on at most %d atoms in one call", len(jobs), largest
         )
 
-    def _call(self, model: str, kinds: Kinds, jobs: Sequence[Job]) -> None:
-        """Do the jobs at once: in one call of the model, or in several at the same time."""
+    def _call(self, model: str, kinds: Kinds, jobs: Sequence[Job], *, alone: bool = False) -> None:
+        """Do the jobs at once: in one call of the model, or in several at the same time; alone: while nobody else evaluates."""
         crew = self._crews[model]
         structures = [job.structure for job in jobs]
         cuts = crew.cut([structure.n_atoms for structure in structures])
         try:
-            parts = crew.evaluate([structures[cut] for cut in cuts], kinds)
+            parts = (
+                crew.evaluate_alone(structures, kinds)
+                if alone
+                else crew.evaluate([structures[cut] for cut in cuts], kinds)
+            )
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             self._blame(model, kinds, jobs, error)
         for job, part in zip(jobs, parts, strict=True):
             job.part = part
-        self.statistics.note([jobs[cut] for cut in cuts])
+        with self._planning:
+            self.statistics.note([jobs[cut] for cut in cuts])
 
     def _blame(self, model: str, kinds: Kinds, jobs: Sequence[Job], error: Exception) -> NoReturn:
         """A model raised: find the structure on which it does, write it, and say so."""

@@ -15,8 +15,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import pairwise
 from queue import SimpleQueue
 
@@ -50,7 +52,9 @@ class Crew:
         self._potential = potential
         self._n_threads = n_threads
         self._cuts = isinstance(potential, Twinned) and self._able.device.type == "cpu"
+        self._n_callers = 1
         self._n_desks = 0
+        self._changing = threading.RLock()  # held by who takes all desks, or adds some
         self._idle: SimpleQueue[_Desk] = SimpleQueue()
         self._add_desk(potential)
         self._workers: ThreadPoolExecutor | None = None
@@ -59,6 +63,18 @@ class Crew:
     def n_at_once(self) -> int:
         """Calls that are evaluated at the same time, at most."""
         return self._n_threads if self._cuts else 1
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several threads call `evaluate` at the same time."""
+        return self._n_callers > 1
+
+    def share_out(self, n_callers: int) -> bool:
+        """Let several threads call `evaluate` at the same time, with their share of the cores each. False: they may not."""
+        if n_callers > 1 and (not self._cuts or self._hire(self._n_threads) < 2):
+            return False
+        self._n_callers = n_callers
+        return True
 
     def cut(self, n_atoms: Sequence[int]) -> list[slice]:
         """Which of the structures with so many atoms each share a call."""
@@ -74,6 +90,11 @@ class Crew:
             room -= n
         return [slice(begin, end) for begin, end in pairwise((*begins, len(n_atoms)))]
 
+    def evaluate_alone(self, call: Sequence[Structure], kinds: frozenset[ForceKind]) -> list[Part]:
+        """Evaluate one call while no other is evaluated, in the memory of all."""
+        with self._all_desks() as desks:
+            return desks[0].evaluate(call, kinds)
+
     def evaluate(self, calls: Sequence[Sequence[Structure]], kinds: frozenset[ForceKind]) -> list[Part]:
         """Evaluate calls, the results in the order of the structures.
 
@@ -82,7 +103,8 @@ class Crew:
         """
         n_workers = 1 if len(calls) == 1 else self._hire(min(len(calls), self._n_threads))
         if n_workers < 2:
-            return [part for call in calls for part in self._work(call, kinds, None)]
+            own = max(1, self._n_threads // self._n_callers) if self.is_shared else None
+            return [part for call in calls for part in self._work(call, kinds, own)]
         assert self._workers is not None
         share = self._n_threads // n_workers
         pending = [self._workers.submit(self._work, call, kinds, share) for call in calls]
@@ -101,9 +123,11 @@ class Crew:
     def _hire(self, n_workers: int) -> int:
         """See that so many can work at a time; how many can."""
         try:
-            while self._n_desks < n_workers:
+            if self._n_desks < n_workers:
                 assert isinstance(self._potential, Twinned)
-                self._add_desk(self._potential.twin())
+                with self._all_desks():
+                    for _ in range(self._n_desks, n_workers):
+                        self._add_desk(self._potential.twin())
         except Exception as error:  # TorchScript can copy most models, and says in many ways that it cannot
             log.warning(
                 "%s cannot be copied, so its structures are evaluated one after the other: %s",
@@ -115,6 +139,17 @@ class Crew:
         if n_workers > 1 and self._workers is None:
             self._workers = ThreadPoolExecutor(self._n_threads, thread_name_prefix="evaluation")
         return n_workers
+
+    @contextmanager
+    def _all_desks(self) -> Iterator[list[_Desk]]:
+        """All of them, when those at work have come back."""
+        with self._changing:
+            desks = [self._idle.get() for _ in range(self._n_desks)]
+            try:
+                yield desks
+            finally:
+                for desk in desks:
+                    self._idle.put(desk)
 
     def _add_desk(self, potential: Potential) -> None:
         self._idle.put(_Desk(potential))
@@ -153,12 +188,12 @@ def _call_off(pending: Sequence[Future[list[Part]]]) -> None:
     wait(pending)
 
 
-def share_one_heap() -> None:
-    """Have glibc serve all threads, and large tensors too, from one heap that it keeps; elsewhere nothing happens.
+def keep_heaps(n_threads: int) -> None:
+    """Have glibc serve so many threads, and large tensors too, from heaps that it keeps; elsewhere nothing happens.
 
-    By default each thread has a heap of its own, too small for large tensors, which are then mapped and unmapped at every
-    allocation while the other threads wait: with two threads, conservative forces of 3072 atoms took 2.3 s of processor time, and
-    with one heap 1.4 s.
+    By default large tensors are mapped and unmapped at every allocation, while the other threads wait; all threads in one heap
+    wait for its lock. A conservative evaluation by each of two threads, ms, the slower thread, by default, with one heap, and so:
+    192 atoms 81, 78 to 103 (eight runs), 75 to 80; 1536 atoms 681, 621 to 682, 660; 3072 atoms 1849, 1440, 1280.
     A user's own MALLOC_... settings stand.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
@@ -167,6 +202,6 @@ def share_one_heap() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    mallopt(M_ARENA_MAX, 1)
+    mallopt(M_ARENA_MAX, n_threads)
     mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
     mallopt(M_TRIM_THRESHOLD, LARGEST_SPARE)

@@ -116,12 +116,14 @@ def load_models(request: ModelRequest) -> dict[str, Potential]:
     """
     import torch
 
+    from forceserver.parallel import keep_heaps
     from forceserver.potentials import load_potential
 
     if DEFAULT_MODEL in request.also:
         raise UsageError(f"--also {DEFAULT_MODEL}=...: this name belongs to the first model; choose another")
     if request.threads is not None:
         torch.set_num_threads(request.threads)
+    keep_heaps(torch.get_num_threads())
     dtype = cast("DtypeName | None", request.dtype)
     models = {
         DEFAULT_MODEL: load_potential(
@@ -142,13 +144,11 @@ def serve(simulations: Sequence[SimulationInput], request: ModelRequest, options
     """
     from forceserver.accounts import keep_accounts
     from forceserver.evaluate import Evaluator
-    from forceserver.parallel import share_one_heap
     from forceserver.preflight import check_simulation
     from forceserver.report import describe_service, describe_start
     from forceserver.server import Server
     from forceserver.signals import stop_on_signals
 
-    share_one_heap()
     with stop_on_signals() as stop:
         models = load_models(request)
         virial = cast("VirialSource", request.virial)

@@ -1,13 +1,11 @@
-"""The server: gather what is asked on every connection, evaluate once, answer all. One thread, one select.
+"""The server: gather what is asked on every connection, evaluate once, answer all. One select in one thread.
 
-One process has one model on one device, so a second thread would have nothing to do here (`parallel` has threads of its own, for
-the evaluation alone). i-PI sends nothing while it is owed an answer, except STATUS probes, which can wait.
-
-A gathering is evaluated as soon as it is complete, so that a regular run never waits: every socket that has asked for anything
-holds as many structures as the input says it will ask for, or has no idle connection left. Failing that, after a short silence:
-i-PI sends what it has queued at that moment, which on a busy machine is not all, and sends no more before that is answered.
-Where structures are evaluated at the same time (`parallel`), a complete gathering that would leave cores idle waits a moment for
-other simulations: else one that asks alone has one core work for it, while the rest wait for their turn together.
+i-PI sends nothing while it is owed an answer, except STATUS probes, which can wait. So while the model works there is nothing to
+do here, and it works in this thread: on a GPU the requests of all simulations are one gathering, and so one batch. Where
+structures are evaluated at the same time (`parallel`: on a CPU), batches gain nothing, and waiting for each other costs: cores
+idle while the last structure of a gathering is evaluated, and again while every i-PI moves its atoms. There the requests of each
+simulation are a gathering of their own, evaluated in a thread of its own (`background`) as soon as it is complete and a core is
+free. All else, sockets above all, stays in this thread.
 
 What goes wrong stays where it belongs: one simulation that fails is closed, drained, and reported; the others go on.
 """
@@ -18,17 +16,20 @@ import contextlib
 import logging
 import selectors
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from forceserver.atom_order import check_order
+from forceserver.background import Background
 from forceserver.bookkeeping import ServeStatistics
 from forceserver.connection import Connection
 from forceserver.endpoint import Endpoint, ServedSimulation
 from forceserver.errors import Disconnected, ForceServerError, ModelError, PeerError
 from forceserver.evaluate import Evaluator
 from forceserver.exchange import distinct_structures, make_reply
+from forceserver.gathering import Asked, Gathering
 from forceserver.inputfile import SimulationInput
 from forceserver.messages import Exit, ForceRequest, Initialized
 from forceserver.preflight import check_role
@@ -39,11 +40,9 @@ from forceserver.structures import ForceRole, Result, Structure
 log = logging.getLogger(__name__)
 
 CONSERVATIVE_ROLE = ForceRole()
-# Of the time of the last evaluation: how long cores may idle while another simulation may ask.
-IDLE_PATIENCE = 0.2
 DELIVERY_SECONDS = 2.0  # for i-PI to take what it was promised, before we leave
 
-Asked = Mapping[Connection, Sequence[Structure]]
+UnderWay = tuple[Gathering, Asked]
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,21 @@ class Server:
             )
             for simulation in simulations
         ]
-        self._asking: dict[Connection, ForceRequest] = {}
-        self._last_heard = 0.0
-        self._evaluation_seconds = 0.0  # of the last
+        self._gathering_of, self._background = self._arrange()
+        self._gatherings = tuple(dict.fromkeys(self._gathering_of.values()))
         self._selector = selectors.DefaultSelector()
         self._endpoints = [endpoint for simulation in self._simulations for endpoint in simulation.endpoints]
+
+    def _arrange(
+        self,
+    ) -> tuple[dict[ServedSimulation, Gathering], Background[UnderWay, list[Result]] | None]:
+        """Who is evaluated with whom, and the threads for it if each is evaluated by itself."""
+        linger = self._options.linger_seconds
+        n_simulations = len(self._simulations)
+        if n_simulations > 1 and self._evaluator.share_out(n_simulations):
+            gatherings = {each: Gathering([each], linger) for each in self._simulations}
+            return gatherings, Background(n_simulations)
+        return dict.fromkeys(self._simulations, Gathering(self._simulations, linger)), None
 
     def run(self) -> None:
         """Serve until every simulation has ended, or a signal asks to stop.
@@ -98,16 +107,24 @@ class Server:
             UsageError: i-PI asked for something impossible in INIT.
         """
         self._selector.register(self._stop.fileno(), selectors.EVENT_READ)
+        if self._background:
+            self._selector.register(self._background, selectors.EVENT_READ, self._background)
         try:
             while not self._stop.reason and self._dial():
                 self._listen()
-                if self._asking and self._gathering_is_complete():
-                    self._answer()
+                for gathering in self._gatherings:
+                    if gathering.due_in() == 0.0:
+                        self._gather(gathering)
+            while self._background and self._background.n_under_way:
+                self.statistics.clock.enter("model")
+                self._take_results(self._background)
             if not self._stop.reason:
                 self._raise_first_failure()
         finally:
             for simulation in self._simulations:
                 self._close(simulation)
+            if self._background:
+                self._background.close()
             self._selector.close()
             self.statistics.clock.enter("ended")
 
@@ -128,33 +145,39 @@ class Server:
             self._fail(endpoint.simulation, error)
 
     def _listen(self) -> None:
-        """Wait for bytes, at most until the linger or the next attempt to connect is due, and hand them on."""
-        self.statistics.clock.enter("waiting")
+        """Wait for bytes and results, at most until the linger or the next attempt to connect is due, and hand them on."""
+        self.statistics.clock.enter(
+            "model" if self._background and self._background.n_under_way else "waiting"
+        )
         ready = self._selector.select(self._patience())
         self.statistics.clock.enter("unpacking")
         for key, events in ready:
-            connection: Connection | None = key.data
-            if connection is None or not connection.is_open:
+            source: Connection | Background[UnderWay, list[Result]] | None = key.data
+            if isinstance(source, Background):
+                self._take_results(source)
+                self.statistics.clock.enter("unpacking")
+                continue
+            if source is None or not source.is_open:
                 continue  # a signal, at which `run` looks, or closed by what came before it in this list
             if events & selectors.EVENT_WRITE:
-                self._flush(connection)
-            if events & selectors.EVENT_READ and connection.is_open:
-                self._hear(connection)
+                self._flush(source)
+            if events & selectors.EVENT_READ and source.is_open:
+                self._hear(source)
 
     def _patience(self) -> float | None:
         """Seconds to wait for bytes; None: as long as it takes."""
         deadlines = [endpoint.next_deadline_in() for endpoint in self._endpoints if not endpoint.is_settled]
-        if self._asking:
-            deadlines.append(max(0.0, self._last_heard + self._linger() - time.monotonic()))
+        deadlines += [due for each in self._gatherings if (due := each.due_in()) is not None]
         return min(deadlines, default=None)
 
     def _hear(self, connection: Connection) -> None:
-        if connection in self._asking:  # listen no more until it is answered
+        gathering = self._gathering_of[connection.endpoint.simulation]
+        if connection in gathering:  # listen no more until it is answered
             self._watch(connection, connection.watched_for & ~selectors.EVENT_READ)
             return
         try:
             if connection.receive():
-                self._last_heard = time.monotonic()
+                gathering.hear()
                 self._handle_events(connection)
         except Disconnected as error:
             self._lose(connection, str(error))
@@ -167,8 +190,7 @@ class Server:
             if isinstance(event, Initialized):
                 self._introduce(connection, event)
             elif isinstance(event, ForceRequest):
-                self._asking[connection] = event
-                connection.endpoint.n_asked += event.n_structures
+                self._gathering_of[connection.endpoint.simulation].add(connection, event)
             elif isinstance(event, Exit):
                 connection.flush()  # an answer may stand before the EXIT
                 self._take_leave(connection)
@@ -189,61 +211,26 @@ class Server:
             return
         if connection.watched_for == selectors.EVENT_READ and not connection.has_unsent:
             return  # nearly always
-        listened = connection.watched_for if connection in self._asking else selectors.EVENT_READ
+        is_asking = connection in self._gathering_of[connection.endpoint.simulation]
+        listened = connection.watched_for if is_asking else selectors.EVENT_READ
         wanted = listened & selectors.EVENT_READ
         if connection.has_unsent:
             wanted |= selectors.EVENT_WRITE
         if wanted != connection.watched_for:
             self._watch(connection, wanted)
 
-    def _gathering_is_complete(self) -> bool:
-        linger = self._linger()
-        if linger == 0.0:
-            return True
-        is_over = time.monotonic() - self._last_heard >= linger
-        self.statistics.n_lingered += is_over and linger == self._options.linger_seconds
-        return is_over
-
-    def _linger(self) -> float:
-        """Seconds of silence after which to evaluate what is asked: none when no more is to come."""
-        asking = [endpoint for endpoint in self._endpoints if endpoint.n_asked]
-        if not all(endpoint.is_filled for endpoint in asking):
-            return self._options.linger_seconds
-        if len(self._simulations) == 1:
-            return 0.0
-        if sum(endpoint.n_asked for endpoint in asking) % self._evaluator.n_at_once == 0:
-            return 0.0
-        simulations = {endpoint.simulation for endpoint in asking}
-        others = (each for each in self._simulations if each not in simulations)
-        may_ask = any(endpoint.connections for each in others for endpoint in each.endpoints)
-        return IDLE_PATIENCE * self._evaluation_seconds if may_ask else 0.0
-
-    def _answer(self) -> None:
-        """Evaluate all that is asked, and send the answers. What fails takes its own connection out, and no other."""
+    def _gather(self, gathering: Gathering) -> None:
+        """Have all evaluated that is asked for, complete or not."""
+        self.statistics.n_lingered += not gathering.is_complete
         asked: Asked = {
             connection: distinct_structures(request, connection.endpoint.template)
-            for connection, request in self._asking.items()
+            for connection, request in gathering.requests.items()
         }
-        asked = self._without_misordered(asked)
-        self.statistics.clock.enter("model")
-        began = time.monotonic()
-        while True:
-            try:
-                work = [(each, role_of(c)) for c in asked for each in asked[c]]
-                askers = [c.endpoint.simulation for c in asked for _ in asked[c]]
-                results = iter(self._evaluator.evaluate(work, askers))
-                break
-            except ModelError as error:
-                asked = self._without_culprits(asked, error)
-        self._evaluation_seconds = time.monotonic() - began
-        self.statistics.clock.enter("packing")
+        asked = self._without_misordered(gathering, asked)
         self.statistics.n_gatherings += bool(asked)
-        for connection, structures in asked.items():
-            own = [next(results) for _ in structures]
-            if connection in self._asking:  # a failure while answering another may have closed its simulation
-                self._send(connection, own)
+        self._evaluate(gathering, asked)
 
-    def _without_misordered(self, asked: Asked) -> Asked:
+    def _without_misordered(self, gathering: Gathering, asked: Asked) -> Asked:
         """At the first request on an endpoint: fail the simulations that hold their atoms in another order."""
         if all(connection.endpoint.is_order_checked for connection in asked):
             return asked
@@ -253,13 +240,61 @@ class Server:
                 check_order(connection.endpoint.template, asked[connection][0])
             except ForceServerError as error:
                 self._fail(connection.endpoint.simulation, error)
-        return {
-            connection: structures for connection, structures in asked.items() if connection in self._asking
-        }
+        return gathering.still_asked(asked)
 
-    def _send(self, connection: Connection, results: Sequence[Result]) -> None:
-        request = self._settle(connection)
-        assert request is not None
+    def _evaluate(self, gathering: Gathering, asked: Asked) -> None:
+        if not asked:
+            return
+        work = [(each, role_of(connection)) for connection in asked for each in asked[connection]]
+        askers = [connection.endpoint.simulation for connection in asked for _ in asked[connection]]
+        task = partial(self._evaluator.evaluate, work, askers)
+        if self._background:
+            gathering.is_under_way = True
+            self._background.start((gathering, asked), task)
+        else:
+            self.statistics.clock.enter("model")
+            self._answer(gathering, asked, task)
+
+    def _take_results(self, background: Background[UnderWay, list[Result]]) -> None:
+        (gathering, asked), evaluated = background.take()
+        gathering.is_under_way = False
+        self._answer(gathering, asked, evaluated.result)
+
+    def _answer(self, gathering: Gathering, asked: Asked, get_results: Callable[[], list[Result]]) -> None:
+        """Send what was asked for. What fails takes its own connection out, and no other: the rest is evaluated again."""
+        try:
+            results = iter(get_results())
+        except ModelError as error:
+            asked = self._without_culprits(gathering, asked, error)
+        else:
+            self.statistics.clock.enter("packing")
+            for connection, structures in asked.items():
+                own = [next(results) for _ in structures]
+                self._send(gathering, connection, own)
+            return
+        self._evaluate(gathering, asked)
+
+    def _without_culprits(
+        self, gathering: Gathering, asked: Asked, error: ModelError
+    ) -> dict[Connection, Sequence[Structure]]:
+        """Deal with a failed evaluation: close what asked for it, or its whole simulation; return who can still be served."""
+        culprits = [
+            connection
+            for connection, structures in gathering.still_asked(asked).items()
+            if error.structure is None or error.structure in structures
+        ]
+        for connection in culprits:
+            if self._options.on_bad_forces == "reconnect" and connection.is_open:
+                log.error("%s", error)
+                self._lose(connection, str(error))
+            else:
+                self._fail(connection.endpoint.simulation, error)
+        return gathering.still_asked(asked)
+
+    def _send(self, gathering: Gathering, connection: Connection, results: Sequence[Result]) -> None:
+        request = gathering.settle(connection)
+        if request is None:  # a failure while answering another has closed its simulation
+            return
         try:
             connection.reply(make_reply(request, results))
             self._handle_events(connection)
@@ -268,28 +303,6 @@ class Server:
         if connection.is_open:
             connection.endpoint.n_redials = 0
             self.statistics.n_requests[connection.account] += len(results)
-
-    def _settle(self, connection: Connection) -> ForceRequest | None:
-        """What a connection asks for is answered now, or never."""
-        request = self._asking.pop(connection, None)
-        if request is not None:
-            connection.endpoint.n_asked -= request.n_structures
-        return request
-
-    def _without_culprits(self, asked: Asked, error: ModelError) -> dict[Connection, Sequence[Structure]]:
-        """Deal with a failed evaluation: close what asked for it, or its whole simulation; return who can still be served."""
-        culprits = [
-            c for c, structures in asked.items() if error.structure is None or error.structure in structures
-        ]
-        for connection in culprits:
-            if self._options.on_bad_forces == "reconnect" and connection.is_open:
-                log.error("%s", error)
-                self._lose(connection, str(error))
-            else:
-                self._fail(connection.endpoint.simulation, error)
-        return {
-            connection: structures for connection, structures in asked.items() if connection in self._asking
-        }
 
     def _watch(self, connection: Connection, events: int) -> None:
         """Let the selector wait for these events on a connection; 0: for none."""
@@ -343,7 +356,7 @@ class Server:
             connection.deliver(deadline)
 
     def _drop(self, connection: Connection) -> None:
-        self._settle(connection)
+        self._gathering_of[connection.endpoint.simulation].settle(connection)
         if connection.is_open:
             self._watch(connection, 0)
         connection.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from forceserver.potentials.interface import Batch, Evaluation
 from forceserver.protocol import HABIT
 from forceserver.structures import ForceKind
 from peer import Peer, count_selects, make_server, scripted_ipi
-from spring import BOHR, CELL, HARTREE, Spring, TwinSpring
+from spring import BOHR, CELL, HARTREE, Spring
 
 
 def test_units_and_conventions_at_the_border_are_i_pi_s() -> None:
@@ -99,32 +98,6 @@ def test_an_incomplete_gathering_is_evaluated_after_the_linger() -> None:
         )
         server.run()
     assert server.statistics.n_lingered == 1
-
-
-def test_a_core_that_would_idle_waits_a_moment_for_another_simulation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    potential = TwinSpring(seconds=0.6)
-
-    def script_with_pause(pause: float) -> Callable[[list[Peer]], None]:
-        def script(peers: list[Peer]) -> None:
-            peers[0].handshake()
-            for _ in range(3):
-                time.sleep(pause)
-                peers[0].ask(np.zeros((200, 3)), CELL)
-                peers[0].hear_forces(200)
-            peers[0].exit()
-
-        return script
-
-    with scripted_ipi(script_with_pause(0.0)) as one, scripted_ipi(script_with_pause(0.04)) as other:
-        server = make_server(one, Evaluator({"default": potential}), [1] * 200, others=[other])
-        server.run()
-    # Five or six without it. Whoever is first has nobody to wait for, and so has the other at the end.
-    assert server.statistics.n_gatherings <= 4
-    assert server.statistics.n_lingered == 0
-    assert potential.most_under_way == 2
 
 
 def test_padding_of_a_batch_is_evaluated_once_and_answered_in_full() -> None:

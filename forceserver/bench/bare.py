@@ -23,7 +23,7 @@ import torch
 from forceserver.bench.control import Control
 from forceserver.bench.stepper import die_with_parent
 from forceserver.errors import ForceServerError
-from forceserver.parallel import Crew, share_one_heap
+from forceserver.parallel import Crew, keep_heaps
 from forceserver.parts import take_apart
 from forceserver.potentials import load_potential
 from forceserver.potentials.interface import BatchBuilder, Potential
@@ -163,7 +163,7 @@ def _obey(control: Control, model: BareModel) -> None:
 
 def main() -> None:
     die_with_parent()
-    share_one_heap()
+    keep_heaps(torch.get_num_threads())
     wanted, control = json.loads(sys.argv[1]), Control.from_descriptor(int(sys.argv[2]))
     try:
         potential = load_potential(wanted["model"], device=wanted["device"])

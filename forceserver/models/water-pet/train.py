@@ -11,7 +11,9 @@ and from a model that was exported before, whose weights are all that is left of
     python train.py start.ckpt both.ckpt --weights model.pt --stage both --agreement 1 --minutes 60 ...
 
 Model, checkpoint and export are metatrain's; only the loop is here, because on two cores it matters how an hour is spent: one
-frame per update, a schedule that ends when the time is over, averaged weights, and no validation between.
+frame per update, a schedule that ends when the time is over, averaged weights, and no validation between. The matrices are moved
+by Muon (K. Jordan et al., 2024; scaled as by J. Liu et al., arXiv 2502.16982, so that it shares AdamW's learning rates), the rest
+by AdamW: AdamW alone sat on a plateau for 3,000 updates where this leaves it within 1,000.
 
 Loss, with f in eV/A, energies and virials per atom in eV:
 
@@ -45,7 +47,8 @@ from torch import Tensor
 FORCES, STRESS = "non_conservative_forces", "non_conservative_stress"
 HUBER = 0.3  # eV/A
 ENERGY_WEIGHT, VIRIAL_WEIGHT = 20.0, 4.0
-LARGEST_GRADIENT = 0.2
+LARGEST_GRADIENT = 1.0
+SMALLEST_MATRIX = 16  # rows or columns; what is smaller is left to AdamW
 WARM_UP = 100  # updates
 AVERAGING = 0.999  # of the weights, an update
 
@@ -251,30 +254,45 @@ def train(
     seed: int,
     agreement: float = 0.0,
 ) -> int:
-    """Update for a given time: linear warm-up, then a cosine down to nothing. Returns the number of updates."""
+    """Update for a given time of this process: linear warm-up, then a cosine down to nothing. Returns the number of updates."""
     generator = torch.Generator().manual_seed(seed)
     learner.choose(stage)
-    optimizer = torch.optim.AdamW(_moving(learner.parameters), lr=learning_rate, weight_decay=0.0, fused=True)
+    optimizers = _optimizers(learner, learning_rate)
     learner.backend.train()
-    began, n_updates, shown = time.monotonic(), 0, 0.0
+    began, n_updates, shown = time.process_time(), 0, 0.0
     for frame in _shuffled(frames, generator):
-        passed = (time.monotonic() - began) / seconds
+        passed = (time.process_time() - began) / seconds
         if passed >= 1.0:
             break
-        for group in optimizer.param_groups:
-            warmth = min(1.0, (n_updates + 1) / WARM_UP)
-            group["lr"] = learning_rate * warmth * 0.5 * (1.0 + math.cos(math.pi * passed))
-        optimizer.zero_grad()
+        warmth = min(1.0, (n_updates + 1) / WARM_UP)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * warmth * 0.5 * (1.0 + math.cos(math.pi * passed))
+            optimizer.zero_grad()
         loss = loss_of(learner, frame.turned(_rotation(generator)), stage, agreement)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(_moving(learner.parameters), LARGEST_GRADIENT)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         learner.average()
         n_updates += 1
         shown = 0.98 * shown + 0.02 * loss.item()
         if n_updates % 500 == 0:
             print(f"{100 * passed:5.1f} %  {n_updates} updates, loss {shown:.5f}", flush=True)
     return n_updates
+
+
+def _optimizers(learner: Learner, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for what is left."""
+    layers = (module for module in learner.backend.modules() if isinstance(module, torch.nn.Linear))
+    large = {id(layer.weight) for layer in layers if min(layer.weight.shape) >= SMALLEST_MATRIX}
+    moving = _moving(learner.parameters)
+    matrices = [parameter for parameter in moving if id(parameter) in large]
+    rest = [parameter for parameter in moving if id(parameter) not in large]
+    return [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, fused=True),
+    ]
 
 
 def _moving(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
