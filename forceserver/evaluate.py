@@ -122,13 +122,17 @@ class Evaluator:
         """Structures of any model that are evaluated at the same time; 1 where they share a call, however many."""
         return min(crew.n_at_once for crew in self._crews.values())
 
-    def share_out(self, n_callers: int) -> bool:
-        """Let several threads call `evaluate` at the same time. False: a model does not allow it, or would gain nothing."""
+    def share_out(self, n_atoms: Sequence[int]) -> bool:
+        """Let several threads call `evaluate` at the same time, each with structures of so many atoms.
+
+        Returns:
+            False: a model does not allow it, or nothing would be gained.
+        """
         crews = self._crews.values()
-        if self.n_at_once > 1 and all(crew.share_out(n_callers) for crew in crews):
+        if self.n_at_once > 1 and all(crew.share_out(n_atoms) for crew in crews):
             return True
         for crew in crews:  # the first may have agreed before the next one did not
-            crew.share_out(1)
+            crew.share_out(n_atoms[:1])
         return False
 
     @property

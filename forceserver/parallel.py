@@ -69,11 +69,20 @@ class Crew:
         """Whether several threads call `evaluate` at the same time."""
         return self._n_callers > 1
 
-    def share_out(self, n_callers: int) -> bool:
-        """Let several threads call `evaluate` at the same time, with their share of the cores each. False: they may not."""
-        if n_callers > 1 and (not self._cuts or self._hire(self._n_threads) < 2):
-            return False
-        self._n_callers = n_callers
+    def share_out(self, n_atoms: Sequence[int]) -> bool:
+        """Let several threads call `evaluate` at the same time, with their share of the cores each.
+
+        Args:
+            n_atoms: of a structure of each of them.
+
+        Returns:
+            False: they may not, or had better share their calls, because the structures are small.
+        """
+        if len(n_atoms) > 1:
+            may = self._cuts and sum(sorted(n_atoms)[:2]) > ATOMS_OF_A_CALL
+            if not may or self._hire(self._n_threads) < 2:
+                return False
+        self._n_callers = len(n_atoms)
         return True
 
     def cut(self, n_atoms: Sequence[int]) -> list[slice]:

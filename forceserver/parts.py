@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from forceserver.potentials.interface import Evaluation, Forces
@@ -69,7 +69,5 @@ def _each(virials: FloatArray | None, structures: Sequence[Structure]) -> Sequen
 
 
 def _to_host(tensor: Tensor) -> FloatArray:
-    if tensor.dtype is not torch.float64 or not tensor.is_cpu:
-        tensor = tensor.to("cpu", torch.float64)
-    array: FloatArray = tensor.numpy()
-    return array
+    array: FloatArray = (tensor if tensor.is_cpu else tensor.cpu()).numpy()
+    return array if array.dtype == np.float64 else array.astype(np.float64)

@@ -5,7 +5,7 @@ do here, and it works in this thread: on a GPU the requests of all simulations a
 structures are evaluated at the same time (`parallel`: on a CPU), batches gain nothing, and waiting for each other costs: cores
 idle while the last structure of a gathering is evaluated, and again while every i-PI moves its atoms. There the requests of each
 simulation are a gathering of their own, evaluated in a thread of its own (`background`) as soon as it is complete and a core is
-free. All else, sockets above all, stays in this thread.
+free; unless structures are so small that two of them had better share a call. All else, sockets above all, stays in this thread.
 
 What goes wrong stays where it belongs: one simulation that fails is closed, drained, and reported; the others go on.
 """
@@ -91,10 +91,12 @@ class Server:
     ) -> tuple[dict[ServedSimulation, Gathering], Background[UnderWay, list[Result]] | None]:
         """Who is evaluated with whom, and the threads for it if each is evaluated by itself."""
         linger = self._options.linger_seconds
-        n_simulations = len(self._simulations)
-        if n_simulations > 1 and self._evaluator.share_out(n_simulations):
+        n_atoms = [
+            min(endpoint.template.n_atoms for endpoint in each.endpoints) for each in self._simulations
+        ]
+        if len(n_atoms) > 1 and self._evaluator.share_out(n_atoms):
             gatherings = {each: Gathering([each], linger) for each in self._simulations}
-            return gatherings, Background(n_simulations)
+            return gatherings, Background(len(n_atoms))
         return dict.fromkeys(self._simulations, Gathering(self._simulations, linger)), None
 
     def run(self) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from forceserver.errors import BadForces
 from forceserver.evaluate import Evaluator
+from forceserver.parallel import ATOMS_OF_A_CALL
 from forceserver.potentials.interface import Batch, Evaluation
 from forceserver.server import Server
 from forceserver.structures import ForceKind
@@ -22,6 +23,7 @@ from spring import BOHR, CELL, HARTREE, TwinSpring
 Script = Callable[[list[Peer]], None]
 
 FAR = 1e3  # bohr
+N_ATOMS = ATOMS_OF_A_CALL
 
 
 @pytest.fixture(autouse=True)
@@ -46,24 +48,26 @@ class Held(TwinSpring):
         return super().__call__(batch, want)
 
 
-def asking(*places: float) -> Script:
-    """One atom in these places, one after the other."""
+def asking(*places: float, n_atoms: int = N_ATOMS) -> Script:
+    """Atoms that are all in one place, and in these one after the other."""
 
     def script(peers: list[Peer]) -> None:
         peers[0].handshake()
         for place in places:
-            peers[0].ask(np.full((1, 3), place), CELL)
-            _, forces, _ = peers[0].hear_forces(1)
+            peers[0].ask(np.full((n_atoms, 3), place), CELL)
+            _, forces, _ = peers[0].hear_forces(n_atoms)
             np.testing.assert_allclose(forces, -2.0 * place * HARTREE / BOHR**2, rtol=1e-12)
         peers[0].exit()
 
     return script
 
 
-def serve_two(potential: TwinSpring, first: Script, second: Script, folder: Path = Path()) -> Server:
+def serve_two(
+    potential: TwinSpring, first: Script, second: Script, folder: Path = Path(), n_atoms: int = N_ATOMS
+) -> Server:
     evaluator = Evaluator({"default": potential}, dump_directory=folder)
     with scripted_ipi(first) as one, scripted_ipi(second) as other:
-        server = make_server(one, evaluator, [1], others=[other], linger_seconds=5.0)
+        server = make_server(one, evaluator, [1] * n_atoms, others=[other], linger_seconds=5.0)
         server.run()
     return server
 
@@ -95,7 +99,7 @@ def test_bad_forces_for_one_leave_what_is_under_way_for_another_alone(tmp_path: 
     def fail(peers: list[Peer]) -> None:
         assert potential.has_begun.wait(20.0)
         peers[0].handshake()
-        peers[0].ask(np.full((1, 3), -1.0), CELL)
+        peers[0].ask(np.full((N_ATOMS, 3), -1.0), CELL)
         assert peers[0].receive(12) == b""
         potential.may_go_on.set()
 
@@ -110,15 +114,15 @@ def test_who_asks_to_stop_gets_it_when_all_that_is_under_way_is_answered() -> No
 
     def asked(peers: list[Peer]) -> None:
         peers[0].handshake()
-        peers[0].ask(np.full((1, 3), FAR), CELL)
+        peers[0].ask(np.full((N_ATOMS, 3), FAR), CELL)
         if potential.has_begun.wait(20.0):
             servers[0]._stop.request("SIGTERM")
         potential.may_go_on.set()
-        peers[0].hear_forces(1)
+        peers[0].hear_forces(N_ATOMS)
         assert peers[0].receive(1) == b""
 
     with scripted_ipi(asked) as one, scripted_ipi(asked) as other:
-        servers.append(make_server(one, Evaluator({"default": potential}), [1], others=[other]))
+        servers.append(make_server(one, Evaluator({"default": potential}), [1] * N_ATOMS, others=[other]))
         servers[0].run()
     assert not potential.under_way
 
@@ -139,6 +143,13 @@ def test_a_model_that_cannot_be_copied_serves_all_together() -> None:
     server = serve_two(potential, asking(1.0), asking(2.0))
     assert sum(server.statistics.n_requests.values()) == 2
     assert {(name, n_threads) for name, n_threads in potential.callers} == {("MainThread", 4)}
+
+
+def test_small_structures_share_their_calls() -> None:
+    potential = TwinSpring(seconds=0.0)
+    few = ATOMS_OF_A_CALL // 2
+    serve_two(potential, asking(1.0, n_atoms=few), asking(2.0, n_atoms=few), n_atoms=few)
+    assert {name for name, _ in potential.callers} == {"MainThread"}
 
 
 def test_no_file_descriptor_is_left_behind() -> None:
