@@ -1,7 +1,7 @@
 """Several evaluations of one potential at the same time: on a CPU, a core for each structure beats all cores for one.
 
 Measured with a small PET on two cores, one structure of 192 atoms after the other with two threads of torch, against two at a
-time with one thread each: direct 49 and 20 ms for a structure, conservative 80 and 39 ms; of 768 atoms 114 and 86, 204 and 179
+time with one thread each: direct 49 and 23 ms for a structure, conservative 86 and 51 ms; of 768 atoms 114 and 86, 204 and 179
 ms. A batch of eight is no faster than one by one: what a structure needs fits in a core's cache, what a batch needs does not. So
 a potential that allows it (`Twinned`) is given calls of few structures here, each to the next core that is free. On a GPU, and
 for any other potential, all structures stay in one call.
@@ -16,13 +16,11 @@ import ctypes
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
 from queue import SimpleQueue
-from typing import NamedTuple
 
 import torch
 
@@ -30,7 +28,6 @@ from forceserver.errors import one_line
 from forceserver.parts import Part, take_apart
 from forceserver.potentials.interface import BatchBuilder, Potential, Twinned
 from forceserver.structures import ForceKind, Structure
-from forceserver.thread_trials import ThreadTrials
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +51,7 @@ class Crew:
         self._able = potential.capabilities
         self._potential = potential
         self._n_threads = n_threads
-        self._is_on_cpu = self._able.device.type == "cpu"
-        self._cuts = isinstance(potential, Twinned) and self._is_on_cpu
-        self._n_at_once = n_threads if self._cuts else 1
-        self._trials = ThreadTrials(self._able.name)
+        self._cuts = isinstance(potential, Twinned) and self._able.device.type == "cpu"
         self._n_callers = 1
         self._n_desks = 0
         self._changing = threading.RLock()  # held by who takes all desks, or adds some
@@ -68,7 +62,7 @@ class Crew:
     @property
     def n_at_once(self) -> int:
         """Calls that are evaluated at the same time, at most."""
-        return self._n_at_once
+        return self._n_threads if self._cuts else 1
 
     @property
     def is_shared(self) -> bool:
@@ -86,7 +80,7 @@ class Crew:
         """
         if len(n_atoms) > 1:
             may = self._cuts and sum(sorted(n_atoms)[:2]) > ATOMS_OF_A_CALL
-            if not may or self._hire(self._n_at_once) < 2:
+            if not may or self._hire(self._n_threads) < 2:
                 return False
         self._n_callers = len(n_atoms)
         return True
@@ -95,7 +89,7 @@ class Crew:
         """Which of the structures with so many atoms each share a call."""
         if not self._cuts or len(n_atoms) == 1:
             return [slice(0, len(n_atoms))]
-        most = -(-len(n_atoms) // self._n_at_once)
+        most = -(-len(n_atoms) // self._n_threads)
         begins: list[int] = []
         room = 0
         for place, n in enumerate(n_atoms):
@@ -116,9 +110,9 @@ class Crew:
         Raises:
             Exception: what the first of the calls that failed raised, when no other is under way any more.
         """
-        n_workers = 1 if len(calls) == 1 else self._hire(min(len(calls), self._n_at_once))
+        n_workers = 1 if len(calls) == 1 else self._hire(min(len(calls), self._n_threads))
         if n_workers < 2:
-            own = max(1, self._n_threads // self._n_callers)
+            own = max(1, self._n_threads // self._n_callers) if self.is_shared else None
             return [part for call in calls for part in self._work(call, kinds, own)]
         assert self._workers is not None
         share = self._n_threads // n_workers
@@ -149,10 +143,10 @@ class Crew:
                 self._able.name,
                 one_line(error),
             )
-            self._n_at_once = 1
+            self._n_threads = 1
             return 1
         if n_workers > 1 and self._workers is None:
-            self._workers = ThreadPoolExecutor(self._n_at_once, thread_name_prefix="evaluation")
+            self._workers = ThreadPoolExecutor(self._n_threads, thread_name_prefix="evaluation")
         return n_workers
 
     @contextmanager
@@ -170,35 +164,18 @@ class Crew:
         self._idle.put(_Desk(potential))
         self._n_desks += 1
 
-    def _work(self, call: Sequence[Structure], kinds: frozenset[ForceKind], most: int) -> list[Part]:
-        """Evaluate one call at an idle desk, with at most so many threads of torch."""
-        what = None
-        n_threads = most
-        if most > 1 and self._is_on_cpu:
-            what = _Kind(kinds, sum([structure.n_atoms for structure in call]))
-            n_threads = self._trials.choose(what, most)
+    def _work(
+        self, call: Sequence[Structure], kinds: frozenset[ForceKind], n_threads: int | None
+    ) -> list[Part]:
+        """Evaluate one call at an idle desk, with so many threads of torch; None: with those that this thread has."""
         # Each thread has a number of its own, in torch as in OpenMP and MKL; a new one has that which was set last, anywhere.
-        if torch.get_num_threads() != n_threads:
+        if n_threads is not None and torch.get_num_threads() != n_threads:
             torch.set_num_threads(n_threads)
         desk = self._idle.get()
         try:
-            began = time.perf_counter()
-            parts = desk.evaluate(call, kinds)
-            if what is not None:
-                self._trials.note(what, most, n_threads, time.perf_counter() - began)
-            return parts
+            return desk.evaluate(call, kinds)
         finally:
             self._idle.put(desk)
-
-
-class _Kind(NamedTuple):
-    """A kind of evaluation, which takes the same time again and again."""
-
-    kinds: frozenset[ForceKind]
-    n_atoms: int
-
-    def __str__(self) -> str:
-        return f"{' and '.join(sorted(self.kinds))} forces of {self.n_atoms} atoms"
 
 
 class _Desk:

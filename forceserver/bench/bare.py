@@ -118,8 +118,9 @@ class BareModel:
         return 0.0 if statistics is None else float(statistics.seconds)
 
     def _evaluate(self, variant: int, size: int, kinds: frozenset[ForceKind]) -> None:
-        if self._potential.capabilities.device.type == "cpu":  # where it matters how cores are shared out
-            self._crew.evaluate(self._calls(variant, size), kinds)
+        calls = self._calls(variant, size)
+        if len(calls) > 1:
+            self._crew.evaluate(calls, kinds)
         else:
             self._potential(self._batches[variant][size], kinds)
 

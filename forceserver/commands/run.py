@@ -94,7 +94,7 @@ def _parse_also(context: click.Context, option: click.Parameter, pairs: tuple[st
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="CPU threads of torch, at most; default: all cores. Give each of several servers on one node its share.",
+    help="CPU threads of torch; default: all cores. Give each of several servers on one node its share.",
 )
 @click.option(
     "--net-force",
