@@ -1,14 +1,13 @@
-"""Trains a PET with both heads: its direct forces, then all energies, forces and stresses together, then its direct stress.
+"""Trains a PET with both heads: its direct forces first, then all energies, forces and stresses together.
 
     mtt train options.yaml -o start       # builds the model: baseline of the energy, scales, heads
-    python train.py start.ckpt direct.ckpt --stage direct --minutes 18 --learning-rate 1e-3 --data train-*.xyz
-    python train.py direct.ckpt both.ckpt --stage both --minutes 58 --learning-rate 6e-4 --data train-*.xyz
-    python train.py both.ckpt all.ckpt --stage stress --minutes 5 --learning-rate 3e-3 --data train-*.xyz
-    mtt export all.ckpt -o model.pt
+    python train.py start.ckpt direct.ckpt --stage direct --minutes 10 --learning-rate 2e-3 --data train-*.xyz
+    python train.py direct.ckpt both.ckpt --stage both --agreement 4 --minutes 70 --learning-rate 1e-3 --data train-*.xyz
+    mtt export both.ckpt -o model.pt
 
 and from a model that was exported before, whose weights are all that is left of it:
 
-    python train.py start.ckpt both.ckpt --weights model.pt --stage both --agreement 1 --minutes 60 ...
+    python train.py start.ckpt both.ckpt --weights model.pt --stage both --agreement 4 --minutes 60 ...
 
 Model, checkpoint and export are metatrain's; only the loop is here, because on two cores it matters how an hour is spent: one
 frame per update, a schedule that ends when the time is over, averaged weights, and no validation between. The matrices are moved
@@ -21,7 +20,7 @@ Loss, with f in eV/A, energies and virials per atom in eV:
 
 The energy counts so little that forces learn first. `--agreement W` adds W Huber(f_direct - f_conservative, 0.3) to the stage of
 both: multiple time stepping forgives what both kinds of forces have wrong together, and how large M may be depends on the rest.
-The last stage is for the direct stress alone, which learns late: only its heads move, on features that are settled, so that
+A third stage, `stress`, is for a direct stress that learns late: only its heads move, on features that are settled, so that
 everything else stays what it is.
 """
 
