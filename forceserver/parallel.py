@@ -54,7 +54,7 @@ class Crew:
         self._cuts = isinstance(potential, Twinned) and self._able.device.type == "cpu"
         self._n_callers = 1
         self._n_desks = 0
-        self._changing = threading.RLock()  # held by who takes all desks, or adds some
+        self._changing = threading.Lock()  # held by who takes all desks, or adds some
         self._idle: SimpleQueue[_Desk] = SimpleQueue()
         self._add_desk(potential)
         self._workers: ThreadPoolExecutor | None = None

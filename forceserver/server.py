@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 CONSERVATIVE_ROLE = ForceRole()
 DELIVERY_SECONDS = 2.0  # for i-PI to take what it was promised, before we leave
 
-UnderWay = tuple[Gathering, Asked]
+Evaluations = Background[tuple[Gathering, Asked], list[Result]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Server:
 
     def _arrange(
         self,
-    ) -> tuple[dict[ServedSimulation, Gathering], Background[UnderWay, list[Result]] | None]:
+    ) -> tuple[dict[ServedSimulation, Gathering], Evaluations | None]:
         """Who is evaluated with whom, and the threads for it if each is evaluated by itself."""
         linger = self._options.linger_seconds
         n_atoms = [
@@ -98,6 +98,9 @@ class Server:
             gatherings = {each: Gathering([each], linger) for each in self._simulations}
             return gatherings, Background(len(n_atoms))
         return dict.fromkeys(self._simulations, Gathering(self._simulations, linger)), None
+
+    def _gathering_with(self, connection: Connection) -> Gathering:
+        return self._gathering_of[connection.endpoint.simulation]
 
     def run(self) -> None:
         """Serve until every simulation has ended, or a signal asks to stop.
@@ -154,7 +157,7 @@ class Server:
         ready = self._selector.select(self._patience())
         self.statistics.clock.enter("unpacking")
         for key, events in ready:
-            source: Connection | Background[UnderWay, list[Result]] | None = key.data
+            source: Connection | Evaluations | None = key.data
             if isinstance(source, Background):
                 self._take_results(source)
                 self.statistics.clock.enter("unpacking")
@@ -173,7 +176,7 @@ class Server:
         return min(deadlines, default=None)
 
     def _hear(self, connection: Connection) -> None:
-        gathering = self._gathering_of[connection.endpoint.simulation]
+        gathering = self._gathering_with(connection)
         if connection in gathering:  # listen no more until it is answered
             self._watch(connection, connection.watched_for & ~selectors.EVENT_READ)
             return
@@ -192,7 +195,7 @@ class Server:
             if isinstance(event, Initialized):
                 self._introduce(connection, event)
             elif isinstance(event, ForceRequest):
-                self._gathering_of[connection.endpoint.simulation].add(connection, event)
+                self._gathering_with(connection).add(connection, event)
             elif isinstance(event, Exit):
                 connection.flush()  # an answer may stand before the EXIT
                 self._take_leave(connection)
@@ -213,7 +216,7 @@ class Server:
             return
         if connection.watched_for == selectors.EVENT_READ and not connection.has_unsent:
             return  # nearly always
-        is_asking = connection in self._gathering_of[connection.endpoint.simulation]
+        is_asking = connection in self._gathering_with(connection)
         listened = connection.watched_for if is_asking else selectors.EVENT_READ
         wanted = listened & selectors.EVENT_READ
         if connection.has_unsent:
@@ -257,7 +260,7 @@ class Server:
             self.statistics.clock.enter("model")
             self._answer(gathering, asked, task)
 
-    def _take_results(self, background: Background[UnderWay, list[Result]]) -> None:
+    def _take_results(self, background: Evaluations) -> None:
         (gathering, asked), evaluated = background.take()
         gathering.is_under_way = False
         self._answer(gathering, asked, evaluated.result)
@@ -358,7 +361,7 @@ class Server:
             connection.deliver(deadline)
 
     def _drop(self, connection: Connection) -> None:
-        self._gathering_of[connection.endpoint.simulation].settle(connection)
+        self._gathering_with(connection).settle(connection)
         if connection.is_open:
             self._watch(connection, 0)
         connection.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -84,3 +86,14 @@ class TwinSpring(Spring):
 def structure(n_atoms: int = 2, seed: int = 0) -> Structure:
     positions = np.random.default_rng(seed).normal(size=(n_atoms, 3))
     return Structure(np.ones(n_atoms, dtype=np.int64), positions, np.eye(3) * 10, np.ones(3, dtype=bool))
+
+
+@contextmanager
+def torch_threads(n_threads: int) -> Iterator[None]:
+    """So many threads of torch, and at the end as many as before, whatever was set meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from forceserver.potentials.interface import Batch, Evaluation
 from forceserver.potentials.metatomic import MetatomicPotential
 from forceserver.structures import ForceKind, ForceRole, Result, Structure
 from model_factory import Recipe
-from spring import Spring, TwinSpring, structure
+from spring import Spring, TwinSpring, structure, torch_threads
 from systems import water64, water_box
 
 PairModel = Callable[[Recipe], Path]
@@ -29,10 +29,8 @@ ROLES = (ForceRole(0.0), ForceRole(1.0), ForceRole(0.5))
 
 @pytest.fixture(autouse=True)
 def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(3):
+        yield
 
 
 def large(seed: int) -> Structure:

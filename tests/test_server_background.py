@@ -18,7 +18,7 @@ from forceserver.potentials.interface import Batch, Evaluation
 from forceserver.server import Server
 from forceserver.structures import ForceKind
 from peer import Peer, make_server, scripted_ipi
-from spring import BOHR, CELL, HARTREE, TwinSpring
+from spring import BOHR, CELL, HARTREE, TwinSpring, torch_threads
 
 Script = Callable[[list[Peer]], None]
 
@@ -28,10 +28,8 @@ N_ATOMS = ATOMS_OF_A_CALL
 
 @pytest.fixture(autouse=True)
 def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(4):
+        yield
 
 
 class Held(TwinSpring):
