@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COLUMNS = ("run", "steps", "ps", "s/fs", "drift", "T(H)", "T(O)", "verdict")
 CAPTION = "s/fs: wall time per fs; drift of the conserved energy: meV/ps/atom; T: K"
 NOTHING = "-"
+LINEAR_UP_TO = 1.0  # meV/atom, in the figure; what changes by more is drawn by its logarithm
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def _draw(findings: Sequence[Finding], path: Path) -> None:
         elif finding.outcome.stop.title.startswith("SVR"):
             _draw_temperatures(temperature, finding, f"C{number}")
     energy.set(xlabel="time (ps)", ylabel="change of conserved energy (meV/atom)")
-    energy.set_yscale("symlog", linthresh=1.0)
+    if max(map(abs, energy.get_ylim())) > LINEAR_UP_TO:
+        energy.set_yscale("symlog", linthresh=LINEAR_UP_TO)
     temperature.set(xlabel="time (ps)", ylabel="kinetic temperature, mean so far (K)")
     temperature.axhline(300.0, color="0.7", linewidth=1.0)
     for axes in (energy, temperature):
