@@ -18,6 +18,7 @@ from forceserver.inputfile import parse_input
 RECORD = ".forceserver.json"
 CONTINUATION = "CONTINUE.xml"
 STEP = re.compile(r"<step>\s*(\d+)\s*</step>")
+ROOT = re.compile(r"<simulation\b[^>]*>")
 TOTAL_STEPS = re.compile(r"(<total_steps>)\s*(\d+)\s*(</total_steps>)")
 
 
@@ -93,7 +94,7 @@ def choose_start(input_path: Path) -> Start:
         return state
     _check_same_input(input_path, state.path)
     continuation, fresh = (input_path.with_name(name) for name in (CONTINUATION, f".{CONTINUATION}.new"))
-    text = TOTAL_STEPS.sub(rf"\g<1>{files.total_steps}\g<3>", state.path.read_text(), count=1)
+    text = _with_total_steps(state.path.read_text(), files.total_steps)
     try:
         fresh.write_text(text)
         fresh.replace(continuation)  # in one go: it may be the only state that is left
@@ -101,6 +102,14 @@ def choose_start(input_path: Path) -> Start:
         fresh.unlink(missing_ok=True)
         raise
     return Start(continuation, state.step)
+
+
+def _with_total_steps(checkpoint: str, n_steps: int) -> str:
+    """i-PI leaves out of its checkpoints what has its default value; a run of 1000 steps has no word of them."""
+    text, n_found = TOTAL_STEPS.subn(rf"\g<1>{n_steps}\g<3>", checkpoint, count=1)
+    if not n_found:
+        text = ROOT.sub(rf"\g<0>\n   <total_steps>{n_steps}</total_steps>", checkpoint, count=1)
+    return text
 
 
 def step_of(checkpoint: Path) -> int | None:

@@ -516,6 +516,16 @@ def test_a_run_that_has_all_its_steps_is_finished_without_starting_anything(plac
     assert not (place.path / "i-pi.log").exists()
 
 
+def test_a_finished_run_of_the_default_length_is_extended(place: Workplace) -> None:
+    """i-PI leaves out of its checkpoints what has its default value, such as a length of 1000 steps."""
+    path = write_run(place, steps=1000)
+    assert supervise(path) is Ending.FINISHED
+    assert "total_steps" not in place.read("RESTART")
+    path.write_text(path.read_text().replace("<total_steps>1000<", "<total_steps>1010<"))
+    assert supervise(path) is Ending.FINISHED
+    assert step_of(place.path / "RESTART") == 1010
+
+
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     """A process in between starts `sleep` as launch starts a server, and is killed."""
     reader, writer = os.pipe()
