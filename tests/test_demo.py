@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forceserver.demo import findings, stops, tour
+from forceserver.demo import costs, findings, stops, tour
 from forceserver.demo.costs import sensible_threads
 from forceserver.demo.findings import Finding, rows_of, show_page
 from forceserver.demo.stops import STOPS, Stop, duration_text, expected_seconds
@@ -63,14 +63,14 @@ def test_a_short_tour_runs_and_reports(
 ) -> None:
     take(monkeypatch, "NVE direct", "NVE MTS 4")
     folder = tmp_path / "tour"
-    outcomes = run_tour(Tour(MODEL, 0.02), folder)
+    outcomes = run_tour(Tour(MODEL, 0.01), folder)
     found = findings.judge(outcomes)
     page = findings.write_findings(found, folder)
     findings.print_findings(found, MODEL)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     direct, mts = rows_of(found)
-    assert direct[:3] == ("NVE direct", "40", "0.02")
+    assert direct[:3] == ("NVE direct", "200", "0.10"), "ten times its share"
     assert mts[:3] == ("NVE MTS 4", "16", "0.03")
     assert all(re.fullmatch(r"-?[\d.]+\([\d.]+\)", row[4]) for row in (direct, mts))
     assert float(direct[4].partition("(")[0]) > 20.0 > abs(float(mts[4].partition("(")[0]))
@@ -87,6 +87,7 @@ def test_an_interrupted_tour_is_continued_by_the_same_command(tmp_path: Path) ->
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     properties = folder / "2-nve-direct" / "demo.properties"
     wait_for(lambda: properties.exists() and len(properties.read_text().splitlines()) > 14, 120.0)
+    wait_for((folder / "1-nve-conservative" / "ended.json").exists, 120.0)
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 75, said
@@ -199,8 +200,9 @@ def test_wall_time_leaves_out_the_start() -> None:
 
 
 def test_the_expected_time_counts_a_shared_forward_pass_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = {"conservative": 1.0, "direct": 0.1, "both": 1.05}
-    monkeypatch.setattr(stops, "_measure_costs", lambda model: costs)
+    known = {"conservative": 1.0, "direct": 0.1, "both": 1.05}
+    monkeypatch.setattr(stops, "_measure_costs", lambda model, n_threads: known)
+    monkeypatch.setattr(stops, "runs_at_once", lambda: (1, 1))
     take(monkeypatch, "NVE MTS 4")
     n_steps = BY_TITLE["NVE MTS 4"].n_steps(0.2)
     assert expected_seconds(0.2, "any") == pytest.approx(stops.START_SECONDS + n_steps * (3 * 0.1 + 1.05))
@@ -208,10 +210,32 @@ def test_the_expected_time_counts_a_shared_forward_pass_once(monkeypatch: pytest
     assert expected_seconds(0.2, "any") == pytest.approx(stops.START_SECONDS + 400 * 1.0)
 
 
+def test_the_expected_time_is_that_of_the_longer_of_two_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"conservative": 1.0, "direct": 0.5, "both": 1.0}
+    monkeypatch.setattr(stops, "_measure_costs", lambda model, n_threads: known)
+    monkeypatch.setattr(stops, "runs_at_once", lambda: (2, 1))
+    one = stops.START_SECONDS + 200.0
+    take(monkeypatch, "NVE conservative", "NVE conservative", "NVE conservative")
+    assert expected_seconds(0.1, "any") == pytest.approx(2.0 * one)
+    take(monkeypatch, "NVE direct")
+    alone = expected_seconds(0.1, "any")
+    assert alone > 2.0 * one
+    take(monkeypatch, "NVE conservative", "NVE direct", "NVE conservative")
+    assert expected_seconds(0.1, "any") == pytest.approx(alone)
+
+
+@pytest.mark.parametrize(("time_ps", "expected_ps"), [(0.02, 0.2), (0.1, 1.0), (0.5, 1.0), (10.0, 10.0)])
+def test_a_stop_is_stretched_for_its_verdict_where_its_share_is_short(
+    time_ps: float, expected_ps: float
+) -> None:
+    assert 5e-4 * BY_TITLE["NVE direct"].n_steps(time_ps) == pytest.approx(expected_ps)
+    assert 5e-4 * BY_TITLE["NVE conservative"].n_steps(time_ps) == pytest.approx(time_ps)
+
+
 def test_costs_are_measured_on_the_model() -> None:
-    costs = stops._measure_costs("harmonic:direct=0.02")
-    assert set(costs) == {"conservative", "direct", "both"}
-    assert all(0.0 < seconds < 1.0 for seconds in costs.values())
+    measured = stops._measure_costs("harmonic:direct=0.02", 1)
+    assert set(measured) == {"conservative", "direct", "both"}
+    assert all(0.0 < seconds < 1.0 for seconds in measured.values())
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(20.0, "1 min"), (150.0, "2 min"), (7200.0, "2.0 h")])
@@ -231,6 +255,20 @@ def test_threads_are_what_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None
     assert sensible_threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert 1 <= sensible_threads() <= 4
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "told", "expected"),
+    [(1, "", (1, 1)), (2, "", (2, 1)), (4, "", (2, 2)), (64, "", (2, 4)), (4, "4", (1, 4)), (8, "4", (2, 4))],
+)
+def test_two_runs_go_on_side_by_side_where_there_are_cores_for_both(
+    n_cores: int, told: str, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "n_cores", lambda: n_cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert costs.runs_at_once() == expected
 
 
 @pytest.fixture
@@ -278,9 +316,10 @@ def test_make_opens_no_browser() -> None:
 def test_what_a_stop_took_is_remembered(tmp_path: Path) -> None:
     stop = STOPS[0]
     (tmp_path / "ended.json").write_text(json.dumps({"seconds_per_fs": None, "failure": "x"}))
-    known = tour._recall(stop, tmp_path, 10)
+    run = tour._Run(stop, 0.1, tmp_path, may_fail=True)
+    known = run.recall()
     assert known is not None
     assert math.isnan(known.seconds_per_fs)
     assert known.failure == "x"
     (tmp_path / "ended.json").write_text("{")
-    assert tour._recall(stop, tmp_path, 10) is None
+    assert run.recall() is None

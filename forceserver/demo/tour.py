@@ -1,4 +1,4 @@
-"""The tour: the stops one after the other, supervised as by `forceserver launch`, in a folder that is ours.
+"""The tour: its stops, two at a time where there are cores for it, supervised as by `forceserver launch`, in a folder of ours.
 
 An interrupted tour is continued by the same command. A finished one is made afresh, except a full one: hours are not thrown away.
 Times in ps and fs, wall times in seconds.
@@ -11,21 +11,23 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from forceserver.attempt import ServerCommand
-from forceserver.demo.costs import sensible_threads
+from forceserver.demo.costs import runs_at_once
 from forceserver.demo.stops import STOPS, Stop
 from forceserver.errors import ForceServerError, UsageError
 from forceserver.launch import Ending, LaunchOptions, Supervisor
 from forceserver.potentials import require
 from forceserver.potentials.specification import anchored
 from forceserver.progress import PropertiesTail
-from forceserver.signals import stop_on_signals
+from forceserver.signals import StopRequest, stop_on_signals
 
 MARKER = "forceserver-demo"  # a folder with this file in it is ours to replace
 ENDED = "ended.json"  # beside the outputs of a stop, once it is over
@@ -75,26 +77,39 @@ def run_tour(tour: Tour, folder: Path) -> list[Outcome]:
     """
     require(tour.model)
     _take_folder(tour, folder)
-    screen = Console(stderr=True)
-    outcomes: list[Outcome] = []
-    with Progress(
-        TextColumn("{task.description:16s}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TimeRemainingColumn(), console=screen,
-    ) as progress:  # fmt: skip
+    n_at_once, n_threads = runs_at_once()
+    servers = ServerCommand(anchored(tour.model), options=("--threads", str(n_threads)))
+    with (
+        _progress() as progress,
+        stop_on_signals() as stop_request,
+        ThreadPoolExecutor(n_at_once, thread_name_prefix="stop") as pool,
+    ):
+        pending = []
         for number, stop in enumerate(STOPS, start=1):
             n_steps = stop.n_steps(tour.time_ps)
-            task = progress.add_task(stop.title, total=n_steps)
+            show = partial(_show, progress, progress.add_task(stop.title, total=n_steps))
+            run = _Run(stop, tour.time_ps, folder / f"{number}-{stop.folder_name}", may_fail=number > 1)
+            pending.append(pool.submit(run.outcome, servers, stop_request, show))
+        try:
+            for each in as_completed(pending):
+                each.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not stop_request.reason:
+                stop_request.request("another run of the tour has failed")
+            raise
+    return [each.result() for each in pending]
 
-            def show(step: float, task: int = int(task)) -> None:
-                progress.update(task, completed=step)  # type: ignore[arg-type]
 
-            place = folder / f"{number}-{stop.folder_name}"
-            outcome = _recall(stop, place, n_steps) or _run_stop(stop, tour, place, show)
-            if outcome.failure and not outcomes:
-                raise ForceServerError(f"{stop.title}: {outcome.failure}. See the logs in {place}")
-            show(n_steps)
-            outcomes.append(outcome)
-    return outcomes
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:16s}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip
+
+
+def _show(progress: Progress, task: TaskID, step: int) -> None:
+    progress.update(task, completed=step)
 
 
 def finish(tour: Tour, folder: Path) -> None:
@@ -119,40 +134,71 @@ def _take_folder(tour: Tour, folder: Path) -> None:
     marker.write_text(tour.identity())
 
 
-def _recall(stop: Stop, place: Path, n_steps: int) -> Outcome | None:
-    """The outcome of a stop that an interrupted tour had finished."""
-    try:
-        known = json.loads((place / ENDED).read_text())
-    except (OSError, ValueError):
-        return None
-    seconds = known["seconds_per_fs"]
-    return Outcome(stop, place, n_steps, math.nan if seconds is None else seconds, known["failure"])
+@dataclass(frozen=True)
+class _Run:
+    """One stop in its folder."""
 
+    stop: Stop
+    time_ps: float  # of the tour
+    folder: Path
+    may_fail: bool
 
-def _run_stop(stop: Stop, tour: Tour, place: Path, show: Callable[[float], None]) -> Outcome:
-    """One run, or the rest of it."""
-    if not (place / "input.xml").exists():
-        stop.input_file(tour.time_ps).write(place / "input.xml")
-    rows: list[tuple[int, float]] = []  # (step, seconds), as they appear
+    @property
+    def n_steps(self) -> int:
+        return self.stop.n_steps(self.time_ps)
 
-    def watch(step: int, tail: PropertiesTail) -> None:
-        rows.append((step, time.monotonic()))
-        show(step)
+    def outcome(
+        self, servers: ServerCommand, stop_request: StopRequest, show: Callable[[int], None]
+    ) -> Outcome:
+        """What it gave, if it is over; else run it, or the rest of it.
 
-    servers = ServerCommand(anchored(tour.model), options=("--threads", str(sensible_threads())))
-    with stop_on_signals() as stop_request:
-        supervisor = Supervisor(place / "input.xml", LaunchOptions(servers, retries=0), stop_request, watch)
-        ending = supervisor.run()
-    if ending is Ending.INTERRUPTED:
-        raise Interrupted(
-            f"the tour was interrupted ({supervisor.reason}); what was done is in {place.parent}, and the same command "
-            "continues it"
+        Raises:
+            Interrupted: by a signal, or because another run has failed.
+            ForceServerError: it failed, and may not.
+        """
+        outcome = self.recall() or self._carry_out(servers, stop_request, show)
+        if outcome.failure and not self.may_fail:
+            raise ForceServerError(f"{self.stop.title}: {outcome.failure}. See the logs in {self.folder}")
+        show(self.n_steps)
+        return outcome
+
+    def recall(self) -> Outcome | None:
+        """The outcome of a stop that an interrupted tour had finished."""
+        try:
+            known = json.loads((self.folder / ENDED).read_text())
+        except (OSError, ValueError):
+            return None
+        seconds = known["seconds_per_fs"]
+        return self._outcome(math.nan if seconds is None else seconds, known["failure"])
+
+    def _carry_out(
+        self, servers: ServerCommand, stop_request: StopRequest, show: Callable[[int], None]
+    ) -> Outcome:
+        if not (self.folder / "input.xml").exists():
+            self.stop.input_file(self.time_ps).write(self.folder / "input.xml")
+        rows: list[tuple[int, float]] = []  # (step, seconds), as they appear
+
+        def watch(step: int, tail: PropertiesTail) -> None:
+            rows.append((step, time.monotonic()))
+            show(step)
+
+        supervisor = Supervisor(
+            self.folder / "input.xml", LaunchOptions(servers, retries=0), stop_request, watch
         )
-    failure = supervisor.reason if ending is Ending.FAILED else ""
-    seconds = seconds_per_step(rows) / stop.timestep_fs
-    record = {"seconds_per_fs": None if math.isnan(seconds) else seconds, "failure": failure}
-    (place / ENDED).write_text(json.dumps(record) + "\n")
-    return Outcome(stop, place, stop.n_steps(tour.time_ps), seconds, failure)
+        ending = Ending.INTERRUPTED if stop_request.reason else supervisor.run()
+        if ending is Ending.INTERRUPTED:
+            raise Interrupted(
+                f"the tour was interrupted ({stop_request.reason or supervisor.reason}); what was done is in "
+                f"{self.folder.parent}, and the same command continues it"
+            )
+        failure = supervisor.reason if ending is Ending.FAILED else ""
+        seconds = seconds_per_step(rows) / self.stop.timestep_fs
+        record = {"seconds_per_fs": None if math.isnan(seconds) else seconds, "failure": failure}
+        (self.folder / ENDED).write_text(json.dumps(record) + "\n")
+        return self._outcome(seconds, failure)
+
+    def _outcome(self, seconds_per_fs: float, failure: str) -> Outcome:
+        return Outcome(self.stop, self.folder, self.n_steps, seconds_per_fs, failure)
 
 
 def seconds_per_step(rows: Sequence[tuple[int, float]]) -> float:
