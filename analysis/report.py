@@ -166,6 +166,8 @@ def headline(own: Assessment) -> str:
         first = worst[0]
         more = f", and {len(worst) - 1} more" if len(worst) > 1 else ""
         return f"{_capital(first.title)}: off by {first.deviation.estimate}{_significance(first)}{more}."
+    if own.status == "too short" and not worst:
+        return "Nothing could be judged; what is missing, and why, stands under 'Not computed'."
     if own.status == "too short":
         longest = max((verdict.more_ps for verdict in worst), default=0.0)
         checks = "a check needs" if len(worst) == 1 else f"{len(worst)} checks need up to"

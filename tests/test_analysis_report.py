@@ -145,6 +145,14 @@ def test_headline_names_what_is_wrong_or_how_long_to_wait(assessed, tmp_path):
     assert "more" in headline(short)
 
 
+def test_a_run_of_which_nothing_could_be_judged_does_not_pass(tmp_path):
+    """Six rows are too few for any error bar; that they are finite is not enough."""
+    own = assess(read_run(write_clean(tmp_path, SETTING, 6)))
+    assert [verdict.deviation.rule for verdict in own.verdicts] == ["finite"]
+    assert own.status == "too short"
+    assert headline(own).startswith("Nothing could be judged")
+
+
 def test_comparison_gives_the_distance_from_the_reference(assessed):
     rows = dict(comparison(list(assessed), assessed[0]))
     (sound, none), (heating, apart) = rows[words("drift")]
