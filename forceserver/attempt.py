@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from forceserver.processes import find_program, last_lines, start_process, stop_process, wait_for
+from forceserver.processes import TAIL_BYTES, find_program, last_lines, start_process, stop_process, wait_for
 from forceserver.restart import Start
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 CLEAN_END_SECONDS = 10.0  # for i-PI to write its RESTART with its servers alive, and once more without them
 FAREWELL_SECONDS = 3.0  # for servers to end after i-PI's EXIT, or after SIGTERM
 SPINNING = "Unexpected getforce reply: b''"  # what i-PI 3.3 says in a loop to a client that died while it promised forces
+FAREWELL = re.compile(
+    r"Soft exit has been requested with message: '(.*?)\s*I-PI reports (success|a problem)\."
+)
+ORDERLY = (
+    "Exiting cleanly"  # what i-PI says after its last step, and after an EXIT file or its time limit as well
+)
 ERROR_LINE = re.compile(r"\b\w*(Error|Exception)\b")
 
 
@@ -53,6 +59,7 @@ class Attempt:
         self._sockets = sockets
         self._command = command
         ipi, self._program = find_program("i-pi"), find_program("forceserver")
+        self._log_began = self._ipi_log.stat().st_size if self._ipi_log.exists() else 0
         self._exit_file.unlink(missing_ok=True)  # of an earlier end: i-PI would leave at once
         # Servers wait for their socket; an i-PI without a server would wait as well, but hold its port meanwhile.
         self.servers = [self._start_server(number) for number in range(command.n_servers)]
@@ -110,6 +117,18 @@ class Attempt:
         lines = last_lines(self._ipi_log, 40).splitlines()
         errors = [line for line in lines if ERROR_LINE.search(line)]
         return f"i-PI ended with code {code}: {(errors or lines)[-1].strip()}"
+
+    def farewell_of_ipi(self) -> tuple[str, bool] | None:
+        """What i-PI said when it ended the run for good, as an optimisation that has converged, and whether that was success.
+
+        None where there are steps to go: it was told to end, or did not say why (at verbosity `quiet` it never does).
+        """
+        with self._ipi_log.open("rb") as log:
+            log.seek(max(self._log_began, log.seek(0, 2) - TAIL_BYTES))
+            found = FAREWELL.search(log.read().decode(errors="replace"))
+        if found is None or ORDERLY in found[1]:
+            return None
+        return found[1].strip(" .@#"), found[2] == "success"
 
     def end(self, *, servers_answer: bool = True) -> None:
         """End all that still runs, so that i-PI writes its RESTART.

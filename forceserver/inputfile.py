@@ -66,12 +66,15 @@ class _System:
     virial_readers: tuple[str, ...]
 
 
-def read_input(path: Path, *, sockets_prefix: str | None = None) -> SimulationInput:
+def read_input(
+    path: Path, *, sockets_prefix: str | None = None, folder: Path | None = None
+) -> SimulationInput:
     """Read an i-PI input.
 
     Args:
         path: XML, JSON (by its ending) or RESTART.
         sockets_prefix: takes the place of the input's own, as `i-pi -S` does.
+        folder: where i-PI runs, and so looks for files that the input names; None: not known.
 
     Raises:
         UsageError: no such file, not an i-PI input, no `<ffsocket>`, or atoms that cannot be told.
@@ -85,7 +88,7 @@ def read_input(path: Path, *, sockets_prefix: str | None = None) -> SimulationIn
             '<ffsocket name="forces" mode="unix"><address>NAME</address></ffsocket>'
         )
     outputs = tuple(_output_words(simulation))
-    systems = [_read_system(system, path, outputs) for system in _systems(simulation, path)]
+    systems = [_read_system(system, path, folder, outputs) for system in systems_of(simulation, path)]
     specs = [_socket_spec(names, forcefield, systems, prefix, path) for names, forcefield in forcefields]
     sockets = tuple(spec for spec in specs if spec is not None)
     if not sockets:
@@ -104,6 +107,19 @@ def parse_input(path: Path) -> Any:
         UsageError: no such file, or not an input that i-PI accepts.
     """
     from ipi.inputs.simulation import InputSimulation
+
+    simulation = InputSimulation()
+    with _refusals_named(path):
+        simulation.parse(parse_nodes(path))
+    return simulation
+
+
+def parse_nodes(path: Path) -> Any:
+    """The `<simulation>` of an input as i-PI's `xml_node` (name, attribs, fields), comments left out, JSON as if it were XML.
+
+    Raises:
+        UsageError: no such file, or neither XML nor JSON.
+    """
     from ipi.utils.io.inputs.io_json import json_parse_string
     from ipi.utils.io.inputs.io_xml import xml_parse_string
 
@@ -114,14 +130,19 @@ def parse_input(path: Path) -> Any:
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not an i-PI input: it is not a text file") from None
     parse = json_parse_string if path.suffix == ".json" else xml_parse_string
-    simulation = InputSimulation()
+    with _refusals_named(path):
+        return parse(text).fields[0][1]
+
+
+@contextlib.contextmanager
+def _refusals_named(path: Path) -> Iterator[None]:
     try:
         with _quiet():
-            root = parse(text)
-            simulation.parse(root.fields[0][1])
+            yield
+    except UsageError:
+        raise
     except Exception as error:  # i-PI raises whatever comes to hand
         raise UsageError(f"{path} is not an input that i-PI accepts: {one_line(error, whole=True)}") from None
-    return simulation
 
 
 def _ffsockets(
@@ -144,8 +165,12 @@ def _ffsockets(
             yield from _ffsockets([pair for pair in nested if pair[1]._explicit], names)
 
 
-def _systems(simulation: Any, path: Path) -> Iterator[Any]:
-    """Every `<system>`, those made from a `<system_template>` included."""
+def systems_of(simulation: Any, path: Path) -> Iterator[Any]:
+    """Every `<system>` of a parsed input, those made from a `<system_template>` included.
+
+    Raises:
+        UsageError: a template does not fill to a system.
+    """
     for tag, node in simulation.extra:
         if tag == "system":
             yield node
@@ -176,7 +201,7 @@ def _instances(template: Any, path: Path) -> Iterator[Any]:
         yield system
 
 
-def _read_system(system: Any, path: Path, outputs: tuple[str, ...]) -> _System:
+def _read_system(system: Any, path: Path, folder: Path | None, outputs: tuple[str, ...]) -> _System:
     n_beads = system.initialize.nbeads.fetch() if system.initialize._explicit else system.beads.nbeads.fetch()
     components = tuple(
         _Component(
@@ -188,7 +213,8 @@ def _read_system(system: Any, path: Path, outputs: tuple[str, ...]) -> _System:
         )
         for _, component in system.forces.extra
     )
-    return _System(components, initialized_template(system, path), (*_barostats(system.motion), *outputs))
+    template = initialized_template(system, path, folder)
+    return _System(components, template, (*_barostats(system.motion), *outputs))
 
 
 def _barostats(motion: Any) -> Iterator[str]:

@@ -19,7 +19,15 @@ from pathlib import Path
 from forceserver.attempt import Attempt, ServerCommand
 from forceserver.errors import ForceServerError, UsageError
 from forceserver.progress import PropertiesTail
-from forceserver.restart import RunFiles, Start, choose_start, forget_run, read_run_files
+from forceserver.restart import (
+    RunFiles,
+    Start,
+    choose_start,
+    finished_before,
+    forget_run,
+    note_finished,
+    read_run_files,
+)
 from forceserver.run_folder import check_addresses, disk_errors_named, locked
 from forceserver.signals import StopRequest
 
@@ -125,6 +133,9 @@ class Supervisor:
                 if start.step >= files.total_steps:
                     self.reason = f"all {files.total_steps} steps are done"
                     return Ending.FINISHED
+                if why := finished_before(self._input_path):
+                    self.reason = why
+                    return Ending.FINISHED
                 ending = self._attempt(start, files, lock)
                 if saved := files.furthest_state().step:
                     self._note_step(saved)  # rows of output may be rarer than saved states
@@ -159,7 +170,7 @@ class Supervisor:
                 return Ending.INTERRUPTED
             if tail is not None and tail.refresh():
                 pulse.beat()
-                self._note_step(tail.step if "step" in tail.row else self._furthest + 1)
+                self._note_step(tail.step if "step" in tail.row else 0)
                 self._watch(tail.step, tail)
             if tail is not None and pulse.has_stopped():
                 self._fail(f"no step was written for {pulse.silence:.0f} s")
@@ -205,6 +216,14 @@ class Supervisor:
         if reached >= files.total_steps:
             self.reason = f"all {files.total_steps} steps are done"
             return Ending.FINISHED
+        if attempt.ipi.returncode == 0 and (farewell := attempt.farewell_of_ipi()):
+            words, is_success = farewell
+            self.reason = f"i-PI has finished at step {reached}: {words}"
+            if is_success:
+                note_finished(self._input_path, self.reason)
+                return Ending.FINISHED
+            self._fail(f"i-PI reports a problem: {words}")
+            return Ending.FAILED
         if attempt.ipi.returncode == 0:
             self.reason = f"i-PI ended by itself at step {reached} of {files.total_steps} (signal, EXIT file, time limit)"
             return Ending.INTERRUPTED

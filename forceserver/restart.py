@@ -7,13 +7,15 @@ noticed: i-PI would go on from RESTART with the old one, without a word.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forceserver.errors import UsageError
-from forceserver.inputfile import parse_input
+from forceserver.inputfile import parse_input, parse_nodes, systems_of
 
 RECORD = ".forceserver.json"
 CONTINUATION = "CONTINUE.xml"
@@ -64,14 +66,16 @@ def read_run_files(input_path: Path) -> RunFiles:
     """
     simulation = parse_input(input_path)
     prefix = simulation.output.prefix.fetch()
+    systems = [system.prefix.fetch() for system in systems_of(simulation, input_path)]
     with_step: list[Path] = []
     without_step: list[Path] = []
     checkpoints = [(input_path.parent, re.compile(f"RESTART|{re.escape(CONTINUATION)}"))]
     for tag, output in simulation.output.extra:
         name = f"{prefix}.{output.filename.fetch()}" if prefix else output.filename.fetch()
         path = input_path.parent / name
-        if tag == "properties":
-            (with_step if "step" in output.fetch().outlist else without_step).append(path)
+        if tag == "properties":  # a file for each system
+            paths = [input_path.parent / (f"{system}_{name}" if system else name) for system in systems]
+            (with_step if "step" in output.fetch().outlist else without_step).extend(paths)
         elif tag == "checkpoint":
             checkpoints.append((path.parent, re.compile(rf"{re.escape(path.name)}(_\d+)?")))
     total_steps, third = simulation.total_steps.fetch(), 1.0 / 3.0
@@ -85,9 +89,15 @@ def choose_start(input_path: Path) -> Start:
     The number of steps is always that of the input, so that a finished run is extended by raising it there.
 
     Raises:
-        UsageError: the folder holds a run of another input, or of this one before it was changed.
+        UsageError: the folder holds a run of another input, or of this one before it was changed; the input is itself a state
+            of the run.
     """
     files = read_run_files(input_path)
+    if input_path in files.states():
+        raise UsageError(
+            f"{input_path} is written anew by i-PI as the run goes on; start from a copy: cp {input_path} "
+            f"{input_path.with_name('input.xml')}"
+        )
     state = files.furthest_state()
     if state.path == input_path:
         _remember(input_path)
@@ -125,32 +135,75 @@ def step_of(checkpoint: Path) -> int | None:
 def forget_run(input_path: Path) -> None:
     """Put the states of an old run aside (`NAME.old`), so that the input starts afresh; i-PI keeps the old outputs itself."""
     for path in read_run_files(input_path).states():
-        path.rename(path.with_name(path.name + ".old"))
+        if path != input_path:
+            path.rename(_free_name(path))
     (input_path.parent / RECORD).unlink(missing_ok=True)
 
 
+def _free_name(path: Path) -> Path:
+    """`NAME.old`, or `NAME.old2` and so on where that is taken."""
+    names = (path.with_name(f"{path.name}.old{number}") for number in itertools.count(2))
+    return next(
+        each for each in itertools.chain([path.with_name(f"{path.name}.old")], names) if not each.exists()
+    )
+
+
+def finished_before(input_path: Path) -> str:
+    """Why i-PI has ended this run for good before its last step; empty where it has not.
+
+    Raises:
+        UsageError: not an i-PI input.
+    """
+    record = _recall(input_path)
+    return str(record.get("finished", "")) if record.get("sha256") == _fingerprint(input_path) else ""
+
+
+def note_finished(input_path: Path, why: str) -> None:
+    """i-PI has ended this run for good: see `finished_before`."""
+    _write_record(input_path, _recall(input_path) | {"finished": why})
+
+
 def _fingerprint(input_path: Path) -> str:
-    """Of an input, whatever its number of steps."""
-    text = TOTAL_STEPS.sub("", input_path.read_text())
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+    """Of what an input says, whatever its number of steps, its comments and its layout."""
+    return hashlib.sha256(repr(_meaning(parse_nodes(input_path))).encode()).hexdigest()
+
+
+def _meaning(node: Any) -> tuple[Any, ...]:
+    fields = [
+        (name, " ".join(field.split()) if isinstance(field, str) else _meaning(field))
+        for name, field in node.fields
+        if name != "total_steps"
+    ]
+    return node.name, sorted(node.attribs.items()), [each for each in fields if each[1]]
 
 
 def _remember(input_path: Path) -> None:
-    record = {"input": input_path.name, "sha256_without_total_steps": _fingerprint(input_path)}
+    _write_record(input_path, {"input": input_path.name, "sha256": _fingerprint(input_path)})
+
+
+def _recall(input_path: Path) -> dict[str, Any]:
+    """The record; empty where there is none."""
+    try:
+        record: dict[str, Any] = json.loads((input_path.parent / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def _write_record(input_path: Path, record: dict[str, Any]) -> None:
     (input_path.parent / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _check_same_input(input_path: Path, checkpoint: Path) -> None:
     remedy = "Start afresh with --fresh, continue by hand (`i-pi -S /tmp/ipi_ RESTART`), or give each run a folder of its own"
-    try:
-        record = json.loads((input_path.parent / RECORD).read_text())
-    except (OSError, ValueError):
+    record = _recall(input_path)
+    if not record:
         raise UsageError(
             f"{checkpoint} is of a run that was not started with `launch`, so {input_path.name} may be another one. {remedy}"
-        ) from None
+        )
     if record.get("input") != input_path.name:
         raise UsageError(f"{checkpoint} belongs to {record.get('input')}, not to {input_path.name}. {remedy}")
-    if record.get("sha256_without_total_steps") != _fingerprint(input_path):
+    if record.get("sha256") != _fingerprint(input_path):
         raise UsageError(
             f"{input_path} was changed since this run began, and i-PI would continue from {checkpoint.name} without the change. "
             f"{remedy}"

@@ -62,7 +62,7 @@ def check_addresses(input_path: Path) -> None:
     Raises:
         UsageError: somebody listens on a port of this input, its host is not this machine, or a unix socket is named by a path.
     """
-    for spec in read_input(input_path, sockets_prefix="").sockets:
+    for spec in read_input(input_path, sockets_prefix="", folder=input_path.parent).sockets:
         if not isinstance(spec.address, InetAddress):
             if not spec.address.path or "/" in spec.address.path:
                 raise UsageError(

@@ -48,8 +48,13 @@ def read_template(path: Path) -> Template:
     return Template(atoms.numbers.astype(np.int64), np.array(atoms.pbc, dtype=bool), atoms.positions)
 
 
-def initialized_template(system: Any, input_path: Path) -> Template:
+def initialized_template(system: Any, input_path: Path, folder: Path | None = None) -> Template:
     """The atoms of an i-PI `<system>`, periodic where it has a cell, which i-PI requires.
+
+    Args:
+        system: i-PI's `InputSystem`, parsed.
+        input_path: where it stands.
+        folder: see `find_beside`.
 
     Raises:
         UsageError: a file is missing or unreadable, or nothing names the atoms.
@@ -61,7 +66,7 @@ def initialized_template(system: Any, input_path: Path) -> Template:
         if what == "cell":
             has_cell = True
         elif what in ("file", "labels") and mode != "manual":
-            labels, file_has_cell, _ = _read_file(mode, find_beside(str(entry.getval()), input_path))
+            labels, file_has_cell, _ = _read_file(mode, find_beside(str(entry.getval()), input_path, folder))
             has_cell = has_cell or (file_has_cell and what == "file")
         elif what == "labels" and index < 0:
             labels = [str(label) for label in entry.getval()]
@@ -74,12 +79,23 @@ def initialized_template(system: Any, input_path: Path) -> Template:
     return Template(labels_to_numbers(labels, input_path), np.full(3, has_cell))
 
 
-def find_beside(name: str, input_path: Path) -> Path:
+def find_beside(name: str, input_path: Path, folder: Path | None = None) -> Path:
     """A file that an input names: i-PI looks in its own working directory, which is as a rule that of the input.
+
+    Args:
+        name: as in the input.
+        input_path: of the input.
+        folder: the working directory of i-PI; None: that of the input or ours.
 
     Raises:
         UsageError: it is neither there nor in ours, or not the same in both.
     """
+    if folder is not None:
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"{input_path} names the file '{name}', which is not in {folder}, where i-PI runs"
+            )
+        return folder / name
     found = [directory / name for directory in (input_path.parent, Path()) if (directory / name).is_file()]
     if not found:
         raise UsageError(

@@ -145,6 +145,10 @@ def test_a_file_that_is_another_in_our_directory_is_not_guessed_at(
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="is not the same as"):
         read_input(path)
+    there = read_input(path, folder=tmp_path).sockets[0].template
+    assert there.atomic_numbers.tolist() == [8, 1, 1], "it is known where i-PI runs"
+    with pytest.raises(UsageError, match=r"names the file 'water.xyz', which is not in .*, where i-PI runs"):
+        read_input(path, folder=Path("/"))
 
 
 def test_one_label_of_many_may_be_changed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -482,6 +483,7 @@ def test_options_of_the_servers_mean_the_same_from_any_folder(
     [
         (("--device", "cuda"), r"--device after `--` is set by launch: use --devices"),
         (("-i", "other.xml"), r"-i after `--` is set by launch"),
+        (("--socket", "fast"), r"--socket after `--` is set by launch: each of its servers serves all sockets"),
         (("--no-such",), r"[Nn]o such option"),
         (("--threads", "many"), r"not a valid integer"),
         (("--also", "x"), r"wanted NAME=MODEL, got 'x'"),
@@ -526,6 +528,57 @@ def test_a_finished_run_of_the_default_length_is_extended(place: Workplace) -> N
     assert step_of(place.path / "RESTART") == 1010
 
 
+OPTIMIZER = """<motion mode="minimize"><optimizer mode="lbfgs"><tolerances>
+  <energy units="electronvolt"> 1e-4 </energy><force units="ev/ang"> 1e-2 </force>
+  <position units="angstrom"> 1e-2 </position>
+</tolerances></optimizer></motion>"""
+
+
+def test_an_optimisation_that_has_converged_is_finished_and_stays_so(place: Workplace) -> None:
+    """It has steps to go, but for i-PI it is over; a job that is sent again must find nothing to do."""
+    path = write_run(place, steps=200)
+    text = path.read_text()
+    begin, end = text.index("<motion"), text.index("</motion>") + len("</motion>")
+    path.write_text(text[:begin] + OPTIMIZER + text[end:])
+    process = launch(place, model="harmonic:k=2.0")
+    assert process.wait(60) == 0, place.read("launch.log")
+    assert "i-PI has finished at step" in place.read("launch.log")
+    assert "Geometry optimization converged" in place.read("launch.log")
+    log = place.read("i-pi.log")
+    assert launch(place, model="harmonic:k=2.0").wait(60) == 0
+    assert place.read("i-pi.log") == log, "nothing was started"
+
+
+def test_the_outputs_of_a_named_system_are_watched(place: Workplace) -> None:
+    """i-PI writes `a_simulation.out` for <system prefix='a'>; a run that is not seen there would count as hung."""
+    path = write_run(place, steps=STEPS)
+    path.write_text(path.read_text().replace("<system>", '<system prefix="a">'))
+    process = launch(place, "--stall", "60", model=SLOWLY)
+    assert process.wait(90) == 0, place.read("launch.log")
+    assert f"of {STEPS}, " in place.read("launch.log")
+    assert read_run_files(path).properties == (place.path / "a_simulation.out",)
+
+
+def test_rows_without_a_step_are_no_progress_that_pardons_failures(place: Workplace) -> None:
+    """No state is saved, so each attempt writes the same rows again: `--retries` must end it."""
+    path = write_run(place, steps=STEPS)
+    text = path.read_text().replace("[ step, conserved", "[ conserved")
+    path.write_text(text.replace("<simulation ", '<simulation safe_stride="1000" '))
+    process = launch(place, "--retries", "1", model=SLOWLY)
+    output = place.path / "simulation.out"
+
+    def n_killed() -> int:
+        return place.read("launch.log").count("server 1 was killed by SIGKILL")
+
+    for number in range(2):
+        wait_for(lambda: output.exists() and len(place.properties()) > 10)
+        os.kill(children(process, "forceserver")[0], signal.SIGKILL)
+        wait_for(lambda number=number: n_killed() > number)  # type: ignore[misc]
+        output.unlink()
+    assert process.wait(60) == 1, place.read("launch.log")
+    assert "the run failed" in place.read("launch.log")
+
+
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     """A process in between starts `sleep` as launch starts a server, and is killed."""
     reader, writer = os.pipe()
@@ -564,6 +617,17 @@ def test_a_run_that_was_given_a_new_server_may_be_silent_for_a_while_and_no_long
 # The folder of a run, without any process.
 
 
+def rewritten_as_json(path: Path) -> Path:
+    """The same input in i-PI's other format."""
+    from ipi.utils.io.inputs.io_json import xmlnode_to_json
+    from ipi.utils.io.inputs.io_xml import xml_parse_string
+
+    as_json = path.with_suffix(".json")
+    as_json.write_text(json.dumps(xmlnode_to_json(xml_parse_string(path.read_text())), indent=1))
+    path.unlink()
+    return as_json
+
+
 def write_state(place: Workplace, name: str, step: int) -> Path:
     path = place.path / name
     path.write_text(
@@ -582,6 +646,42 @@ def test_the_state_that_stands_furthest_is_continued_with_the_steps_of_the_input
     assert (start.path.name, start.step) == ("CONTINUE.xml", 35)
     assert "<total_steps>500</total_steps>" in start.path.read_text()
     assert read_run_files(path).total_steps == 500
+
+
+@pytest.mark.parametrize("form", ["xml", "json"])
+def test_comments_and_layout_are_no_change_of_an_input(place: Workplace, form: str) -> None:
+    path = write_run(place, steps=STEPS)
+    if form == "json":
+        path = rewritten_as_json(path)
+    choose_start(path)
+    write_state(place, "RESTART", STEPS)
+    text = path.read_text()
+    if form == "json":
+        path.write_text(text.replace(f'"total_steps": "{STEPS}"', '"total_steps":    "500"'))
+    else:
+        path.write_text(
+            text.replace(f"<total_steps>{STEPS}", "<!-- more -->\n<total_steps> 500 <!-- of 0.5 fs -->")
+        )
+    assert path.read_text() != text
+    assert choose_start(path).step == STEPS
+    assert "<total_steps>500</total_steps>" in place.read("CONTINUE.xml")
+
+
+def test_a_state_is_no_input(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS)
+    path.rename(place.path / "RESTART")
+    with pytest.raises(UsageError, match="is written anew by i-PI as the run goes on; start from a copy: cp"):
+        choose_start(place.path / "RESTART")
+
+
+def test_fresh_keeps_the_states_of_all_earlier_runs(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS)
+    for step in (10, 20, 30):
+        choose_start(path)
+        write_state(place, "RESTART", step)
+        forget_run(path)
+    kept = [place.path / f"RESTART.old{number}" for number in ("", "2", "3")]
+    assert [step_of(each) for each in kept] == [10, 20, 30]
 
 
 def test_half_a_checkpoint_is_no_state_and_the_last_continuation_stands_in(place: Workplace) -> None:

@@ -21,6 +21,7 @@ OWN = {
     "address": "the addresses stand in INPUT.xml",
     "template": "the atoms stand in INPUT.xml",
     "sockets_prefix": "each start has a socket folder of its own",
+    "socket_names": "each of its servers serves all sockets: nobody else could",
     "device": "use --devices of launch",
 }
 
