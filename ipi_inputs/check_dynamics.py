@@ -49,6 +49,13 @@ VELOCITIES = ("velocities", "v_centroid", "momenta", "p_centroid")
 POSITIONS = ("positions", "x_centroid")
 
 
+def missing_timestep(case: Case) -> Iterator[Hit]:
+    for system in case.dynamics:
+        if find(system.element, "motion/dynamics/timestep") is None and not case.is_restart:
+            dynamics = find(system.element, "motion/dynamics")
+            yield system.element if dynamics is None else dynamics, "no <timestep>"
+
+
 def time_step(case: Case) -> Iterator[Hit]:
     fastest = fastest_stretch(case.masses_amu)
     for system in case.dynamics:
@@ -167,11 +174,7 @@ def missing_checkpoint(case: Case) -> Iterator[Hit]:
 
 
 def missing_seed(case: Case) -> Iterator[Hit]:
-    if (
-        case.facts.seed is None
-        and any(case.dynamics)
-        and find(case.facts.document.root, "prng/state") is None
-    ):
+    if case.facts.seed is None and any(case.dynamics) and not case.is_restart:
         yield case.facts.document.root, "no <seed>"
 
 

@@ -21,6 +21,12 @@ NEVER_ATOMIC = ("time", "temperature")
 ROLES = ("conservative", "direct", "blended")
 
 _INITIAL = {"positions": "length", "velocities": "velocity", "momenta": "momentum", "masses": "mass"}
+_READ_FROM_XYZ: Mapping[str, Mapping[str, str]] = {  # by element: each quantity, and a unit that it may have
+    "file": {"positions": "angstrom", "cell": "angstrom"},
+    "positions": {"positions": "angstrom"},
+    "velocities": {"velocities": "atomic_unit"},
+    "momenta": {"momenta": "atomic_unit"},
+}
 _BARE_BY_CUSTOM = ("A", "s", "p", "eens", "ethermo", "ebaro", "offset", "mts_weights")
 
 
@@ -30,20 +36,20 @@ def refused(case: Case) -> Iterator[Hit]:
 
 
 def missing_structure(case: Case) -> Iterator[Hit]:
-    for node in structure_elements(case.facts.document):
+    for node in _structure_elements(case):
         if not (case.folder / value_of(node)).is_file():
             yield node, f"there is no file {value_of(node)} in {case.folder}"
 
 
 def xyz_without_units(case: Case) -> Iterator[Hit]:
-    for node in structure_elements(case.facts.document):
+    for node in _structure_elements(case):
         path = case.folder / value_of(node)
         if node.get("mode") != "xyz" or node.get("units") or not path.is_file():
             continue
         comment = comment_line(path)
-        for quantity in ("positions", "cell"):
+        for quantity, unit in _READ_FROM_XYZ.get(node.tag, {}).items():
             if not re.search(rf"\b{quantity}\{{\w+\}}", comment):
-                yield node, f"{path.name} does not say '{quantity}{{angstrom}}' in its second line"
+                yield node, f"{path.name} does not say '{quantity}{{{unit}}}' in its second line"
 
 
 def missing_units(case: Case) -> Iterator[Hit]:
@@ -126,11 +132,13 @@ def batch_size(case: Case) -> Iterator[Hit]:
                 )
 
 
+def _structure_elements(case: Case) -> Iterator[Element]:
+    return (node for system in case.facts.systems for node in structure_elements(system.element))
+
+
 def _bare(case: Case) -> Iterator[tuple[Hit, str]]:
     """Numbers with a dimension and without units, each with its dimension."""
-    if (
-        find(case.facts.document.root, "prng/state") is not None
-    ):  # a RESTART, which i-PI wrote in atomic units itself
+    if case.is_restart:
         return
     for node, dimension in _quantities(case.facts):
         numeric = re.search(r"\d", value_of(node)) and not re.fullmatch(r"[-+]?0*\.?0*", value_of(node))

@@ -23,9 +23,10 @@ from ipi_inputs.document import (
     find_all,
     replace_attribute,
     replace_value,
+    value_of,
 )
 from ipi_inputs.facts import KINDS, LONGEST_SOCKET_PATH, Component, System
-from ipi_inputs.starting import structure_elements, structure_mode
+from ipi_inputs.starting import OF_A_STRUCTURE, structure_elements, structure_mode
 
 if TYPE_CHECKING:
     from ipi_inputs.library import InputFile
@@ -202,7 +203,13 @@ def set_structure(source: InputFile, structure: str | Path) -> str:
 
     path = Path(structure).absolute()
     mode, edits = structure_mode(path), []
-    for node in structure_elements(source.document):
+    for node in structure_elements(source.document.root):
+        if node.tag not in OF_A_STRUCTURE:
+            raise InputError(
+                f"structure: wanted an input that takes only its structure from files, {source.name} takes its {node.tag} "
+                f"from {value_of(node)}, which belongs to the old one; remove this <{node.tag}>, or draw new velocities: "
+                '<velocities mode="thermal" units="kelvin"> 300 </velocities>'
+            )
         edits.append(replace_attribute(source.document, node, "mode", mode))
         edits.append(replace_value(source.document, node, str(path)))
     if not edits:
@@ -265,7 +272,13 @@ def _system(source: InputFile) -> System:
         raise InputError(
             f"{source.name} has {len(source.facts.systems)} systems; this edit is for inputs with one"
         )
-    return source.facts.systems[0]
+    system = source.facts.systems[0]
+    if system.element not in children(source.document.root, "system"):
+        raise InputError(
+            f"{source.name} makes its system from a template; this edit is for inputs with a <system> of their own: "
+            "write the system out, or edit the template by hand"
+        )
+    return system
 
 
 def _timesteps(source: InputFile) -> list[Element]:

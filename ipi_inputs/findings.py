@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ipi_inputs.document import Element
+from ipi_inputs.document import Element, find
 from ipi_inputs.facts import InputFacts, System
 
 Level = Literal["error", "warning", "info"]
@@ -53,6 +53,11 @@ class Case:
     def dynamics(self) -> Iterator[System]:
         """The systems that move in time."""
         return (system for system in self.facts.systems if system.motion == "dynamics")
+
+    @property
+    def is_restart(self) -> bool:
+        """Whether i-PI wrote it: in atomic units, without seed, and without what has its default value."""
+        return find(self.facts.document.root, "prng/state") is not None
 
 
 @dataclass(frozen=True)

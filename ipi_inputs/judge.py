@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ipi_inputs.document import InputError, parse
-from ipi_inputs.starting import with_absolute_paths
+from ipi_inputs.starting import READS_FILES
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def judge(text: str, folder: Path) -> Judgement:
     Raises:
         InputError: i-PI refuses the input; the message is i-PI's own.
     """
-    absolute = with_absolute_paths(parse(text), folder)
+    parse(text)  # i-PI's own parser does not say in which line the XML is broken
     with _quiet_ipi() as said:
         try:
-            return _build(absolute)
+            return _build(text, folder.absolute())
         except SystemExit:  # what i-PI does instead of raising, having printed why
             reason = said.getvalue()
         except Exception as error:  # i-PI raises whatever it likes
@@ -50,7 +50,7 @@ def judge(text: str, folder: Path) -> Judgement:
     raise InputError(f"i-PI refuses this input: {' '.join(reason.split())}")
 
 
-def _build(text: str) -> Judgement:
+def _build(text: str, folder: Path) -> Judgement:
     from ipi.inputs.simulation import InputSimulation
     from ipi.utils.io.inputs.io_xml import xml_parse_string
     from ipi.utils.units import Constants
@@ -59,7 +59,7 @@ def _build(text: str) -> Judgement:
     reader.parse(xml_parse_string(text).fields[0][1])
     reader.verbosity.value = "quiet"
     # Other force fields would load drivers or start MPI just by being built: a socket of the same name stands in.
-    reader.extra = [_stand_in(tag, part) for tag, part in reader.extra]
+    reader.extra = [_stand_in(tag, part, folder) for tag, part in reader.extra]
     simulation = reader.fetch()
     simulation.bind(read_only=True)
     beads = simulation.syslist[0].beads
@@ -67,14 +67,36 @@ def _build(text: str) -> Judgement:
     return Judgement(masses, int(beads.natoms))
 
 
-def _stand_in(tag: str, part: Any) -> tuple[str, Any]:
-    if tag in ("system", "system_template", "ffsocket"):
+def _stand_in(tag: str, part: Any, folder: Path) -> tuple[str, Any]:
+    if tag in ("system", "system_template"):
+        return tag, _Systems(part, folder)
+    if tag == "ffsocket":
         return tag, part
     from ipi.inputs.forcefields import InputFFSocket
 
     socket = InputFFSocket()
     socket.name.store(part.name.fetch())
     return "ffsocket", socket
+
+
+@dataclass(frozen=True)
+class _Systems:
+    """i-PI's reader of a `<system>` or a template, for an input whose files are not where we run.
+
+    The names are completed after i-PI has put in the labels of a template, which may also occur in the path of the folder.
+    """
+
+    reader: Any
+    folder: Path
+
+    def fetch(self) -> Any:
+        """What i-PI's reader gives: a system, or the systems of a template."""
+        fetched = self.reader.fetch()
+        for system in fetched if isinstance(fetched, list) else [fetched]:
+            for _, start in system.init.queue:
+                if start.mode in READS_FILES:
+                    start.value = str(self.folder / start.value)
+        return fetched
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Units: every edit says its own (timestep_fs, temperature_K, pressure_GPa, tau_fs
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from ipi_inputs.reading import read_facts
 from ipi_inputs.starting import structure_elements, with_local_names
 
 FOLDER = Path(__file__).parent
+
+_XML_DECLARATION = re.compile(r"\A\ufeff?(<\?xml\s[^>]*>\s*)?")  # nothing may stand before it
 
 
 class Edits(TypedDict, total=False):
@@ -80,8 +83,9 @@ class InputFile:
 
     @property
     def structures(self) -> tuple[Path, ...]:
-        """The structure files that it starts from."""
-        files = dict.fromkeys(value_of(node) for node in structure_elements(self.document))
+        """The files that it starts from."""
+        systems = (system.element for system in self.facts.systems)
+        files = dict.fromkeys(value_of(node) for system in systems for node in structure_elements(system))
         return tuple(self.folder / file for file in files)
 
     def with_(self, **edits: Unpack[Edits]) -> InputFile:
@@ -108,23 +112,31 @@ class InputFile:
     def write(self, path: str | Path) -> Path:
         """Write the input and put its structure beside it, so that `i-pi FILE` runs in that folder.
 
-        An edited input says so in its first line, since the header describes the unedited one.
+        An edited input says so at its top, since the header describes the unedited one.
 
         Raises:
-            InputError: another file stands where the structure would go, or no structure is there to copy.
+            InputError: another file stands where the structure would go, no structure is there to copy, or the labels of
+                a template name files in other folders.
         """
         target = Path(path)
+        local = replace(self, text=with_local_names(self.document))
+        for structure in local.structures:
+            if structure.parent != self.folder:
+                raise InputError(
+                    f"a template of {self.name} starts from {structure}; wanted labels that stand for bare names of files"
+                )
         target.parent.mkdir(parents=True, exist_ok=True)
         for structure in self.structures:
             _copy(structure, target.parent / structure.name)
-        target.write_text(self._edit_note() + with_local_names(self.document))
+        target.write_text(local._with_edit_note())
         return target
 
-    def _edit_note(self) -> str:
+    def _with_edit_note(self) -> str:
         if not self.edits:
-            return ""
+            return self.text
         note = f"{self.name} with {', '.join(self.edits)}; the header describes it without these edits."
-        return f"<!-- {note.replace('--', '- -')} -->\n"  # two hyphens would end the comment
+        comment = f"<!-- {note.replace('--', '- -')} -->\n"  # two hyphens would end the comment
+        return _XML_DECLARATION.sub(lambda start: start[0] + comment, self.text, count=1)
 
 
 def names() -> list[str]:

@@ -12,6 +12,14 @@ from ipi_inputs import units
 from ipi_inputs.document import Document, Element, InputError, children, find, find_all, parse, value_of
 from ipi_inputs.facts import Component, InputFacts, Output, Socket, System, Thermostat
 
+# What i-PI writes where an input has no <output>. None of the columns has an argument, so no edit touches this text.
+_DEFAULT_OUTPUT = """
+<output>
+  <properties filename="md" stride="10"> [ time, step, conserved, temperature, potential, kinetic_cv ] </properties>
+  <trajectory filename="pos" stride="100"> positions </trajectory>
+  <checkpoint filename="checkpoint" stride="1000" overwrite="True"/>
+</output>
+""".strip()
 _IS_DIRECT = ("true", "on", "forces")
 
 
@@ -33,6 +41,7 @@ def read_facts(document: Document, *, default_forces: str = "") -> InputFacts:
     )
     by_name = {socket.name: socket for socket in sockets}
     output = find(root, "output")
+    written = _default_output(root) if output is None else output
     return InputFacts(
         document=document,
         total_steps=_integer(value_of(find(root, "total_steps"))),
@@ -41,7 +50,7 @@ def read_facts(document: Document, *, default_forces: str = "") -> InputFacts:
         sockets_prefix=root.get("sockets_prefix", "/tmp/ipi_"),
         sockets=sockets,
         systems=tuple(_read_system(node, by_name) for node in _systems(document)),
-        outputs=tuple(_read_output(node) for node in children(output)),
+        outputs=tuple(_read_output(node) for node in children(written)),
     )
 
 
@@ -186,6 +195,14 @@ def _read_output(node: Element) -> Output:
         items=parse_list(value_of(node)) if node.tag == "properties" else (value_of(node),),
         element=node,
     )
+
+
+def _default_output(root: Element) -> Element:
+    """As if it stood in the line of the root."""
+    output = parse(_DEFAULT_OUTPUT).root
+    for node in children(output):
+        node.line = root.line
+    return output
 
 
 def _iterations(text: str) -> tuple[int, ...]:

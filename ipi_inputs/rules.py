@@ -41,14 +41,20 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "xyz-without-units", "warning", check_text.xyz_without_units,
-        "i-PI reads an xyz file that names no unit in bohr: a box in angstrom then shrinks to half its edge.",
-        "Write 'positions{angstrom} cell{angstrom}' into the second line of the file.",
+        "i-PI reads an xyz file that names no unit in atomic units: a box in angstrom then shrinks to half its edge.",
+        "Write what is missing into the second line of the file. i-PI sees no m/s there: give units=\"m/s\" in the input.",
         "i-PI manual, input files",
     ),
     Rule(
         "missing-unit", "error", check_text.missing_units,
         "Without units i-PI reads atomic units: 0.5 is then 0.012 fs, and 300 a temperature of 95 million K.",
         "Add units=\"femtosecond\", \"kelvin\", \"angstrom\", ...; where atomic units are meant, units=\"atomic_unit\".",
+        MANUAL,
+    ),
+    Rule(
+        "missing-timestep", "error", check_dynamics.missing_timestep,
+        "i-PI then takes 1 atomic unit of time: 1000 steps make 24 fs.",
+        "Add <timestep units=\"femtosecond\"> 0.5 </timestep> to <dynamics>.",
         MANUAL,
     ),
     Rule(

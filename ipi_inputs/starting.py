@@ -20,33 +20,31 @@ from ipi_inputs.document import (
 )
 
 READS_FILES = ("xyz", "ase", "pdb", "chk")
+OF_A_STRUCTURE = ("file", "positions", "labels", "masses", "cell")  # what else starts from a file is motion
 
 
-def structure_elements(document: Document) -> Iterator[Element]:
-    """The elements of `<initialize>` that name a file."""
-    for initialize in find_all(document.root, "initialize"):
+def structure_elements(parent: Element) -> Iterator[Element]:
+    """The elements of `<initialize>` that name a file.
+
+    Args:
+        parent: the root of a document, for edits; there the names in a template have their labels still. Or a system of
+            the facts, for the names that i-PI reads.
+    """
+    for initialize in find_all(parent, "initialize"):
         for node in children(initialize):
             mode = node.get("mode", "chk" if node.tag == "file" else "manual")
             if mode in READS_FILES and value_of(node):
                 yield node
 
 
-def with_absolute_paths(document: Document, folder: Path) -> str:
-    """The text with the whole path of each structure, for names that start from a folder."""
-    return apply(
-        document,
-        [
-            replace_value(document, node, str((folder / value_of(node)).absolute()))
-            for node in structure_elements(document)
-        ],
-    )
-
-
 def with_local_names(document: Document) -> str:
     """The text with the bare name of each structure, for files that stand beside the input."""
     return apply(
         document,
-        [replace_value(document, node, Path(value_of(node)).name) for node in structure_elements(document)],
+        [
+            replace_value(document, node, Path(value_of(node)).name)
+            for node in structure_elements(document.root)
+        ],
     )
 
 

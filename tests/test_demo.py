@@ -151,6 +151,38 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/tour", "dangling"])
+def test_what_can_be_no_folder_is_a_usage_error(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "else")
+    with pytest.raises(UsageError, match="is no folder and cannot be made one"):
+        tour._take_folder(Tour(MODEL, 0.02), tmp_path / name)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["link", "."])
+def test_a_folder_that_is_a_link_or_where_we_are_is_emptied_and_stays(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.tex").touch()
+    monkeypatch.chdir(real if place == "." else tmp_path)
+    asked = Tour(MODEL, 0.02)
+    tour._take_folder(asked, Path(place))
+    (real / "1-nve").mkdir()
+    (real / "1-nve" / "RESTART").touch()
+    (real / "linked").symlink_to(tmp_path / "elsewhere")
+    finish(asked, Path(place))
+    tour._take_folder(asked, Path(place))
+    assert [file.name for file in real.iterdir()] == [MARKER]
+    assert (real / MARKER).read_text() == asked.identity()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "thesis.tex").exists()
+
+
 def test_a_model_that_is_none_costs_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown model 'qtip5'"):
         run_tour(Tour("qtip5", 0.02), tmp_path / "tour")

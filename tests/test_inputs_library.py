@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ipi_inputs
-from ipi_inputs import InputError, load, names
+from ipi_inputs import InputError, InputFile, load, names
 from ipi_inputs.cost import cost_of
 from ipi_inputs.document import apply, find_all, parse, replace_attribute, replace_value, value_of
 from ipi_inputs.edits import EDITS
@@ -174,6 +174,26 @@ def test_structure_brings_the_columns_of_its_species(tmp_path: Path) -> None:
     assert columns == ["temperature(Ar){kelvin}", "temperature(Ne){kelvin}"]
 
 
+@pytest.mark.parametrize("tag", ["velocities", "momenta"])
+@pytest.mark.parametrize("structure", ["argon.xyz", "RESTART"])
+def test_velocities_of_another_structure_are_not_kept_nor_read_from_the_new_one(
+    tag: str, structure: str, tmp_path: Path
+) -> None:
+    (tmp_path / structure).write_text(ARGON)
+    text = load("nve").text.replace("<velocities", f'<{tag} mode="xyz"> moving.xyz </{tag}> <velocities')
+    with pytest.raises(InputError, match=f"nve takes its {tag} from moving.xyz, .*; remove this <{tag}>"):
+        InputFile("nve", text, tmp_path).with_(structure=tmp_path / structure)
+
+
+def test_structure_replaces_every_file_of_the_structure(tmp_path: Path) -> None:
+    (tmp_path / "argon.xyz").write_text(ARGON)
+    text = load("nve").text
+    for tag in ("positions", "labels", "masses"):
+        text = text.replace("<velocities", f'<{tag} mode="xyz"> water64.xyz </{tag}> <velocities', 1)
+    source = InputFile("nve", text, load("nve").folder).with_(structure=tmp_path / "argon.xyz")
+    assert source.structures == (tmp_path / "argon.xyz",)
+
+
 def test_a_written_input_stands_alone_with_its_structure(tmp_path: Path) -> None:
     (tmp_path / "argon.xyz").write_text(ARGON)
     source = load("nve").with_(structure=tmp_path / "argon.xyz", address="two--hyphens")
@@ -182,6 +202,58 @@ def test_a_written_input_stands_alone_with_its_structure(tmp_path: Path) -> None
     assert str(tmp_path) not in path.read_text()
     assert judge(path.read_text(), path.parent).n_atoms == 2
     assert path.read_text().startswith("<!-- nve with address=two- -hyphens, structure=argon.xyz;")
+
+
+@pytest.mark.parametrize(
+    "start", ["", '<?xml version="1.0"\n  encoding="UTF-8"?>\n', "\ufeff", "\ufeff<?xml version='1.0'?>"]
+)
+def test_the_note_of_an_edited_input_leaves_its_xml_declaration_in_front(start: str, tmp_path: Path) -> None:
+    source = InputFile("mine", start + load("nve").text, load("nve").folder).with_(steps=3)
+    path = source.write(tmp_path / "input.xml")
+    assert path.read_text().startswith(f"{start}<!-- mine with steps=3;")
+    assert load(str(path)).with_(steps=4).facts.total_steps == 4
+
+
+def from_template(text: str, *names: str) -> str:
+    """An input whose system now comes from a template with a label in the name of its structure."""
+    instances = "".join(f"<instance> [ {name} ] </instance>" for name in names)
+    before, _, rest = text.replace("water64.xyz", "NAME.xyz").partition("<system>")
+    system, _, after = rest.partition("</system>")
+    return (
+        f"{before}<system_template><labels> [ NAME ] </labels>{instances}\n<template><system>{system}</system></template>"
+        f"</system_template>{after}"
+    )
+
+
+def test_an_input_with_a_template_is_written_with_the_structures_of_all_instances(tmp_path: Path) -> None:
+    for name in ("argon", "neon"):
+        (tmp_path / f"{name}.xyz").write_text(ARGON)
+    source = InputFile("mine", from_template(load("nve").text, "argon", "neon"), tmp_path)
+    path = source.write(tmp_path / "run" / "input.xml")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["argon.xyz", "input.xml", "neon.xyz"]
+    assert judge(path.read_text(), path.parent).n_atoms == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "argon.xyz").rename(tmp_path / "other" / "argon.xyz")
+    source = InputFile("mine", from_template(load("nve").text, "other/argon"), tmp_path)
+    with pytest.raises(InputError, match="wanted labels that stand for bare names"):
+        source.write(tmp_path / "another" / "input.xml")
+    assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "edits"),
+    [
+        ("nvt-svr", {"timestep_fs": 0.25}),
+        ("nvt-svr", {"tau_fs": 50.0}),
+        ("nve-mts", {"mts": 4}),
+        ("pimd-pile-l", {"n_beads": 4}),
+    ],
+)
+def test_a_system_from_a_template_is_not_edited(name: str, edits: dict[str, object]) -> None:
+    source = InputFile(name, from_template(load(name).text, "water64"), load(name).folder)
+    with pytest.raises(InputError, match=f"{name} makes its system from a template"):
+        source.with_(**edits)  # type: ignore[arg-type]
+    assert source.with_(temperature_K=350.0).facts.systems[0].temperature_K == pytest.approx(350)
 
 
 def test_an_unedited_input_is_written_as_it_is(tmp_path: Path) -> None:

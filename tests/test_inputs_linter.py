@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from ipi_inputs import InputError, lint, lint_many, load, names
 from ipi_inputs.check_dynamics import fastest_stretch
 from ipi_inputs.cli import inputs
+from ipi_inputs.document import parse
 from ipi_inputs.linter import CLASHES
+from ipi_inputs.reading import read_facts
 from ipi_inputs.rules import RULES
 
 FOLDER = Path(__file__).with_name("broken_inputs")
@@ -26,6 +28,7 @@ PLACES = {
     "structure-not-found": "nowhere.xyz",
     "xyz-without-units": "bohr.xyz",
     "missing-unit": "<timestep>",
+    "missing-timestep": "<dynamics",
     "bare-atomic-units": "<force> 1e-6",
     "unknown-unit": "<properties",
     "unknown-output": "<properties",
@@ -231,6 +234,107 @@ def test_json_and_binary_files_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=reason):
             lint(tmp_path / name)
+
+
+def without(text: str, tag: str) -> str:
+    """The text without an element and all that is in it."""
+    before, _, rest = text.partition(f"<{tag}")
+    return before + rest.partition(f"</{tag}>")[2]
+
+
+def test_what_i_pi_writes_by_default_is_not_missing() -> None:
+    text = without((FOLDER / "sound.xml").read_text(), "output")
+    found = lint(text, folder=FOLDER)
+    assert {(finding.rule, finding.what) for finding in found} == {
+        ("missing-columns", "no column for kinetic_md"),
+        ("missing-trajectories", "no trajectory of velocities"),
+    }
+    assert {text.splitlines()[finding.line - 1] for finding in found} == {"<simulation>"}
+    empty = text.replace("<simulation>", '<simulation> <output prefix="broken"/>')
+    assert {finding.rule for finding in lint(empty, folder=FOLDER)} == {
+        "missing-checkpoint", "missing-columns", "missing-trajectories",
+    }  # fmt: skip
+
+
+def test_the_default_output_is_that_of_i_pi() -> None:
+    from ipi.inputs.outputs import InputOutputs
+
+    default = InputOutputs.make_default()
+    properties, positions, checkpoint = default
+    facts = read_facts(parse("<simulation/>"))
+    assert facts.prefix == default.prefix
+    assert [(o.kind, o.filename, o.stride, list(o.items)) for o in facts.outputs] == [
+        ("properties", properties.filename, properties.stride, list(properties.outlist)),
+        ("trajectory", positions.filename, positions.stride, [positions.what]),
+        ("checkpoint", checkpoint.filename, checkpoint.stride, [""]),
+    ]
+
+
+def test_a_restart_leaves_out_a_time_step_of_one_atomic_unit() -> None:
+    text = (FOLDER / "missing-timestep.xml").read_text().replace("seed>", "state>")
+    assert "missing-timestep" not in {finding.rule for finding in lint(text, folder=FOLDER)}
+
+
+def from_template(*instances: str) -> str:
+    """The sound input, whose system now comes from a template with a label in the name of its structure."""
+    wanted = "".join(f"<instance> [ {instance} ] </instance>" for instance in instances)
+    return (
+        (FOLDER / "sound.xml")
+        .read_text()
+        .replace("water.xyz", "NAME.xyz")
+        .replace("<system>", f"<system_template><labels> [ NAME ] </labels>{wanted}<template><system>")
+        .replace("</system>", "</system></template></system_template>")
+    )
+
+
+def test_a_label_of_a_template_may_stand_in_the_name_of_a_structure(tmp_path: Path) -> None:
+    folder = tmp_path / "NAME"  # i-PI must not take this for the label
+    folder.mkdir()
+    for name in ("water", "ice"):
+        (folder / f"{name}.xyz").write_text((FOLDER / "water.xyz").read_text())
+    assert lint(from_template("water", "ice"), folder=folder) == []
+    assert lint(from_template(f"{folder}/ice"), folder=FOLDER) == []
+    found = lint(from_template("water", "steam"), folder=folder)
+    assert [(finding.rule, finding.what) for finding in found] == [
+        ("structure-not-found", f"there is no file steam.xyz in {folder}")
+    ]
+    assert [f.what for f in lint(from_template("bohr"), folder=FOLDER)] == [
+        "bohr.xyz does not say 'positions{angstrom}' in its second line",
+        "bohr.xyz does not say 'cell{angstrom}' in its second line",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("element", "comment", "missing"),
+    [
+        ('velocities mode="xyz"', "velocities{atomic_unit}", []),
+        ('velocities mode="xyz"', "", ["velocities{atomic_unit}"]),
+        (
+            'velocities mode="xyz"',
+            "velocities{m/s}",
+            ["velocities{atomic_unit}"],
+        ),  # i-PI takes it for atomic units
+        ('velocities mode="xyz" units="m/s"', "velocities{m/s}", []),
+        ('momenta mode="xyz"', "momenta{atomic_unit}", []),
+        ('momenta mode="xyz"', "", ["momenta{atomic_unit}"]),
+        ('positions mode="xyz"', "positions{angstrom}", []),
+        ('positions mode="xyz"', "", ["positions{angstrom}"]),
+        ('labels mode="xyz"', "", []),
+    ],
+)
+def test_an_xyz_file_names_the_unit_of_what_is_read_from_it(
+    element: str, comment: str, missing: list[str], tmp_path: Path
+) -> None:
+    water = (FOLDER / "water.xyz").read_text()
+    (tmp_path / "water.xyz").write_text(water)
+    (tmp_path / "more.xyz").write_text(water.replace("positions{angstrom} cell{angstrom}", comment))
+    tag = element.partition(" ")[0]
+    text = (FOLDER / "sound.xml").read_text()
+    text = text.replace("</initialize>", f"<{element}> more.xyz </{tag}> </initialize>")
+    found = lint(text, folder=tmp_path)
+    assert [(finding.rule, finding.what) for finding in found] == [
+        ("xyz-without-units", f"more.xyz does not say '{word}' in its second line") for word in missing
+    ]
 
 
 TEXTS = [

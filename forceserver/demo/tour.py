@@ -119,19 +119,35 @@ def finish(tour: Tour, folder: Path) -> None:
 
 
 def _take_folder(tour: Tour, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} is no folder and cannot be made one ({error.strerror}); name another with -o"
+        ) from None
     marker = folder / MARKER
-    if folder.exists():
-        if any(folder.iterdir()) and not marker.exists():
-            raise UsageError(f"{folder} holds other files; name another folder with -o, or move them away")
-        if marker.exists() and marker.read_text() == tour.identity():
-            return
-        if tour.is_full and any(folder.iterdir()):
-            raise UsageError(
-                f"{folder} holds another tour, perhaps of hours; name another folder with -o, or remove it"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    if any(folder.iterdir()) and not marker.exists():
+        raise UsageError(f"{folder} holds other files; name another folder with -o, or move them away")
+    if marker.exists() and marker.read_text() == tour.identity():
+        return
+    if tour.is_full and any(folder.iterdir()):
+        raise UsageError(
+            f"{folder} holds another tour, perhaps of hours; name another folder with -o, or remove it"
+        )
+    _empty(folder)
     marker.write_text(tour.identity())
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in a folder of ours, but not its marker: without it, what an interruption left would seem not to be ours.
+
+    The folder itself stays: it may be a link, or the one where we are.
+    """
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != MARKER:
+            entry.unlink()
 
 
 @dataclass(frozen=True)
