@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis import dynamics, structure
 from analysis.evidence import Evidence, gather
+from analysis.kinetics import is_canonical
 from analysis.measure import Measurements, Progress, measure
 from analysis.run import Run
 from analysis.statistics import Estimate
@@ -55,6 +56,11 @@ def assess(
         measured.estimates.get("nonconservative_power"),
         measured.estimates.get("mismatch_from_modes"),
     )
+    measured.gaps += [
+        f"{own.path.name}: {own.n_torn} torn {'frame was' if own.n_torn == 1 else 'frames were'} left out"
+        for own in run.trajectories.values()
+        if own.n_torn
+    ]
     deviations = [*measured.deviations, *_deductions(evidence)]
     subjects = Counter(deviation.rule for deviation in deviations)
     verdicts = [
@@ -73,18 +79,28 @@ def _deductions(evidence: Evidence) -> list[Deviation]:
     return [Deviation("outer step", "", Estimate(ratio, 0.0, "half periods", 1.0), exact=True)]
 
 
+def _spectral_temperature(measured: Measurements, run: Run) -> Estimate | None:
+    """Kinetic temperature of what a spectrum shows: of the centroid where there are several beads."""
+    found = measured.estimates.get("temperature")
+    if run.facts is None or run.facts.n_beads == 1:
+        return found
+    return measured.estimates.get("temperature.mode.0") or (found if is_canonical(run) else None)
+
+
 def _compare(measured: Measurements, run: Run, reference: Assessment) -> None:
     """Distances from the reference in spectrum, diffusion and structure."""
     other = reference.measured
-    kinetic = other.estimates.get("temperature")
+    kinetic = _spectral_temperature(other, reference.run)
     if "" in measured.spectra and "" in other.spectra and kinetic is not None:
         own, its = measured.spectra[""], other.spectra[""]
         for (low, high), found in dynamics.band_temperatures(own, its, kinetic.value).items():
             name = f"{low:.0f}-{high:.0f} 1/cm"
             measured.estimates[f"temperature.band.{low:.0f}-{high:.0f}"] = found
-            expected = run.target_K or measured.estimates["temperature"].value
-            measured.deviate("bands", name, found.shifted(-expected), expected)
-        if its.band(*STRETCHES).value > 0.05 * kinetic.value:
+            expected = run.target_K if is_canonical(run, 0) else None
+            expected = expected or (_spectral_temperature(measured, run) or kinetic).value
+            if is_canonical(run, 0) == is_canonical(reference.run, 0):
+                measured.deviate("bands", name, found.shifted(-expected), expected)
+        if its.band(*STRETCHES).value > 0.05 * kinetic.value and dynamics.comparable(own, its, *STRETCHES):
             shift = own.centre(*STRETCHES).minus(its.centre(*STRETCHES))
             measured.estimates["stretch_shift"] = shift
             measured.deviate("spectrum", "", shift)

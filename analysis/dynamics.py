@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import MissingOutput, TooShort
+from analysis.evidence import fastest_vibration
 from analysis.molecules import Molecules, centre_quantities, find_molecules
 from analysis.run import Run
 from analysis.series import FloatArray
@@ -20,6 +21,7 @@ from analysis.units import boltzmann, kinetic_unit
 
 LIGHT_CM_PER_PS = 0.0299792458
 WINDOW_PS = 2.0  # resolution of a spectrum: 17 1/cm
+NYQUIST_MARGIN = 1.1  # over the fastest vibration
 MAX_WINDOWS = 40
 MIN_WINDOWS = 4
 BANDS = (
@@ -75,19 +77,22 @@ def velocity_spectrum(run: Run, atom: str = "") -> Spectrum:
     (`scipy.signal.periodogram`, Welch's method without overlap). With several beads these are the centroids' velocities.
 
     Raises:
-        MissingOutput: no velocities, or no input to tell their time step.
+        MissingOutput: no velocities, no input to tell their time step, or velocities that are written so rarely that the
+            fastest vibration of the species present would be folded to lower frequencies.
         TooShort: fewer than 4 windows.
     """
     from scipy.signal import periodogram
 
     trajectory = run.trajectory(centre_quantities(run)[1])
     interval = frame_interval_ps(run, trajectory)
-    length = round(WINDOW_PS / interval)
-    if length < 16:
+    highest = NYQUIST_MARGIN * fastest_vibration(run)
+    longest = 0.5 / (highest * LIGHT_CM_PER_PS)
+    if interval > longest:
         raise MissingOutput(
-            f"{trajectory.quantity} are written every {interval * 1e3:g} fs, too rarely for a spectrum; write them every "
-            "4 fs or less"
+            f"{trajectory.quantity} are written every {interval * 1e3:g} fs, too rarely for a spectrum: what vibrates at up "
+            f"to {highest:.0f} 1/cm would show at lower frequencies; write them every {np.floor(2e3 * longest) / 2:g} fs or less"
         )
+    length = round(WINDOW_PS / interval)
     if trajectory.n_frames < MIN_WINDOWS * length:
         raise TooShort(
             f"a spectrum wants {MIN_WINDOWS * WINDOW_PS:g} ps of velocities, got {trajectory.n_frames * interval:.2f} ps"
@@ -111,19 +116,29 @@ def band_temperatures(
     """T(omega) by bands: T_ref times the ratio of what both spectra hold in a band.
 
     Assumes that the reference sampled the same density of states in equilibrium at `reference_K`; a band in which the
-    reference holds less than 1 % of the kinetic energy is left out.
+    reference holds less than 1 % of the kinetic energy is left out, and one that is not whole in either spectrum.
     """
     found = {}
     total = reference.band(0.0, np.inf).value
     for low, high in BANDS:
         own, other = spectrum.band(low, high), reference.band(low, high)
-        if other.value < 0.01 * total:
+        if other.value < 0.01 * total or not comparable(spectrum, reference, low, high):
             continue
         ratio = own.value / other.value
         relative = float(np.hypot(own.error / own.value, other.error / other.value))
         n_effective = min(own.n_effective, other.n_effective)
         found[(low, high)] = Estimate(reference_K * ratio, reference_K * ratio * relative, "K", n_effective)
     return found
+
+
+def comparable(spectrum: Spectrum, reference: Spectrum, low: float, high: float) -> bool:
+    """Whether both spectra hold a band, neither hiding beyond its Nyquist frequency what the other has there."""
+    both = (spectrum, reference)
+    limit = min(float(own.wavenumber[-1]) for own in both)
+    if low >= limit or any(own.band(low, high).value <= 0.0 for own in both):
+        return False
+    beyond = float(np.nextafter(limit, np.inf))
+    return all(own.band(beyond, high).value < 0.01 * own.band(low, high).value for own in both)
 
 
 def frame_interval_ps(run: Run, trajectory: Trajectory) -> float:

@@ -6,13 +6,12 @@ Units: fs for steps and periods, eV/A for forces, meV/ps/atom for powers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.inputfile import RunFacts
+from analysis.inputfile import ForceComponent, RunFacts
 from analysis.run import Run
 from analysis.statistics import Estimate
 from analysis.units import boltzmann
@@ -31,6 +30,7 @@ class Evidence:
 
     acts_directly: bool  # direct or blended forces move the atoms, uncorrected
     corrects_directly: bool  # direct forces inside, corrected by multiple time stepping
+    forces_stated: bool  # every component that moves the atoms says which forces it asks for
     inner_steps: int
     inner_step_fs: float
     outer_step_fs: float
@@ -76,7 +76,8 @@ def gather(
 ) -> Evidence:
     """Evidence of a run from its input and its outputs; without an input, what the outputs alone tell."""
     facts = run.facts
-    direct = _direct(facts)
+    acting = _acting(facts)
+    direct = any(own.role.startswith(("direct", "blended")) for own in acting)
     corrected = direct and facts is not None and any(0.0 in own.mts_weights for own in facts.components)
     thermostat = facts.thermostat if facts is not None else None
     outer = facts.timestep_fs if facts is not None else 0.0
@@ -84,6 +85,7 @@ def gather(
     return Evidence(
         acts_directly=direct and not corrected,
         corrects_directly=corrected,
+        forces_stated=bool(acting) and all(own.role for own in acting),
         inner_steps=inner_steps,
         inner_step_fs=outer / inner_steps,
         outer_step_fs=outer,
@@ -105,26 +107,34 @@ def gather(
     )
 
 
-def _direct(facts: RunFacts | None) -> bool:
-    components: Sequence[object] = () if facts is None else facts.components
-    return any(
-        own.role.startswith(("direct", "blended")) and own.weight != 0.0 and any(own.mts_weights)
-        for own in (facts.components if facts is not None and components else ())
-    )
+def _acting(facts: RunFacts | None) -> list[ForceComponent]:
+    """Components that move the atoms; none is known without an input."""
+    components = facts.components if facts is not None else ()
+    return [own for own in components if own.weight != 0.0 and any(own.mts_weights)]
+
+
+def fastest_vibration(run: Run) -> float:
+    """Wavenumber of the fastest vibration to expect from the species, in 1/cm.
+
+    3700 1/cm for hydrogen of 1 amu, scaled by the root of the mass for heavier; 2000 1/cm without hydrogen.
+
+    Raises:
+        MissingOutput: the species are not known.
+    """
+    lightest = float(run.atoms.masses.min())
+    hydrogen = HYDROGEN_MASSES[0] < lightest < HYDROGEN_MASSES[1]
+    return STRETCH_INVERSECM / math.sqrt(lightest) if hydrogen else HEAVY_INVERSECM
 
 
 def half_period_fs(run: Run) -> float:
     """Half a period of the fastest vibration to expect from the species, springs of the ring polymer included.
 
-    3700 1/cm for hydrogen of 1 amu, scaled by the root of the mass for heavier; 2000 1/cm without hydrogen. In a ring
-    polymer of P beads the springs add omega_max = 2 P k_B T/hbar in quadrature.
+    In a ring polymer of P beads the springs add omega_max = 2 P k_B T/hbar to `fastest_vibration` in quadrature.
     """
     try:
-        lightest = float(run.atoms.masses.min())
+        wavenumber = fastest_vibration(run)
     except AnalysisError:
         return math.inf
-    hydrogen = HYDROGEN_MASSES[0] < lightest < HYDROGEN_MASSES[1]
-    wavenumber = STRETCH_INVERSECM / math.sqrt(lightest) if hydrogen else HEAVY_INVERSECM
     facts = run.facts
     if facts is not None and facts.n_beads > 1 and facts.temperature_K:
         wavenumber = math.hypot(wavenumber, 2.0 * facts.n_beads * facts.temperature_K * PLANCK_CM_K)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from analysis.assessment import Assessment
+from analysis.kinetics import is_canonical
 from analysis.series import FloatArray, Series
 from analysis.statistics import Estimate, format_uncertain, slope
 
@@ -139,7 +140,7 @@ def _temperatures(own: Assessment, reference: Assessment | None) -> Figure | Non
                 color=colour,
                 label=name.removeprefix("temperature").lstrip(".") or "all",
             )
-        if own.run.target_K is not None:
+        if own.run.target_K is not None and is_canonical(own.run):
             axes.axhline(own.run.target_K, color=INK, lw=0.8, ls=":", label="target")
         axes.set(xlabel="time / ps", ylabel="kinetic temperature / K")
         axes.legend(fontsize=9.5, ncols=2)

@@ -7,7 +7,6 @@ units are i-PI's; nothing is evaluated and no file is written.
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.errors import UnreadableRun
 from analysis.series import FloatArray
+from analysis.sources import choose_system, parse_input, refusals_named
 from analysis.units import to_internal
 
 LOCAL_THERMOSTATS = frozenset(
@@ -33,6 +32,7 @@ class Thermostat:
 
     mode: str  # i-PI's word: langevin, svr, pile_l, ...
     tau_fs: float  # 0 where the mode has no such number
+    noncanonical_modes: frozenset[int] = frozenset()  # normal modes that it holds off k_B T by design
 
     @property
     def is_global(self) -> bool:
@@ -96,9 +96,9 @@ class RunFacts:
     timestep_fs: float  # of the outermost level
     nmts: tuple[int, ...]  # per level, outermost first; () without multiple time stepping
     n_beads: int
-    fixcom: bool
-    n_fixed_atoms: int
-    prefix: str
+    fixcom: bool  # False where atoms are fixed: i-PI overrides it
+    fixed_dof: tuple[int, ...]  # 3 times the atom plus 0, 1, 2 for x, y, z
+    outputs_start: str  # what the names of its outputs start with: "simulation.", "data/a_run."
     float32_fft: bool
     components: tuple[ForceComponent, ...]
     outputs: tuple[OutputSpec, ...]
@@ -113,49 +113,32 @@ class RunFacts:
     def is_constant_energy(self) -> bool:
         return self.ensemble == "nve"
 
+    @property
+    def noncanonical_modes(self) -> frozenset[int]:
+        """Ring-polymer normal modes that the thermostat holds off k_B T by design; with one bead, mode 0 is all."""
+        return self.thermostat.noncanonical_modes if self.thermostat is not None else frozenset()
+
     def role_of(self, component: int) -> str:
         return self.components[component].role if component < len(self.components) else ""
 
 
-def read_facts(path: Path) -> RunFacts:
+def read_facts(path: Path, prefix: str | None = None) -> RunFacts:
     """Read an i-PI input or a RESTART file, XML or JSON.
 
+    Args:
+        path: the input.
+        prefix: of the outputs of the system that is meant; None: there is only one.
+
     Raises:
-        UnreadableRun: not an i-PI input, or i-PI itself rejects it.
+        UnreadableRun: not an i-PI input, i-PI itself rejects it, or it does not tell which system is meant.
     """
-    from ipi.inputs.simulation import InputSimulation
-    from ipi.utils.io.inputs.io_xml import xml_parse_string
-
-    try:
-        text = path.read_text()
-        if text.lstrip().startswith("{"):
-            from ipi.utils.io.inputs.io_json import json_parse_string
-
-            tree = json_parse_string(text)
-        else:
-            tree = xml_parse_string(text)
-        simulation = InputSimulation()
-        with contextlib.redirect_stdout(io.StringIO()):  # i-PI reports its progress on stdout
-            simulation.parse(tree.fields[0][1])
-            return _facts(simulation, path.parent)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        NameError,
-        IndexError,
-        AttributeError,
-        ImportError,
-    ) as error:
-        raise UnreadableRun(f"{path}: not an i-PI input that i-PI can read: {error}") from error
+    with refusals_named(path):
+        simulation = parse_input(path)
+        start, system = choose_system(simulation, path, prefix)
+        return _facts(simulation, start, system, path.parent)
 
 
-def _facts(simulation: Any, directory: Path) -> RunFacts:
-    systems = [child for name, child in simulation.extra if name == "system"]
-    if len(systems) != 1:
-        raise ValueError(f"wanted one <system>, got {len(systems)}; analyse systems one at a time")
-    system = systems[0]
+def _facts(simulation: Any, start: str, system: Any, directory: Path) -> RunFacts:
     output = simulation.output
     motion = system.motion
     mode = str(motion.mode.fetch())
@@ -164,17 +147,21 @@ def _facts(simulation: Any, directory: Path) -> RunFacts:
     pressure = _in_unit(system.ensemble.pressure.fetch(), "pressure", "gigapascal")
     ensemble = str(dynamics.mode.fetch()) if dynamics is not None else mode
     outer_step = float(dynamics.timestep.fetch()) if dynamics is not None else 0.0
+    fixed_dof = _fixed_dof(motion)
+    n_beads = _n_beads(system)
     return RunFacts(
         ensemble=ensemble,
         temperature_K=temperature if temperature > 0 else None,
         pressure_GPa=pressure if ensemble in ("npt", "nst", "scnpt") else None,
-        thermostat=_thermostat(dynamics.thermostat) if dynamics is not None and ensemble != "nve" else None,
+        thermostat=_thermostat(dynamics.thermostat, n_beads)
+        if dynamics is not None and ensemble != "nve"
+        else None,
         timestep_fs=_in_unit(outer_step, "time", "femtosecond"),
         nmts=tuple(int(level) for level in dynamics.nmts.fetch()) if dynamics is not None else (),
-        n_beads=_n_beads(system),
-        fixcom=bool(motion.fixcom.fetch()),
-        n_fixed_atoms=len(motion.fixatoms.fetch()) + len(motion.fixatoms_dof.fetch()) // 3,
-        prefix=str(output.prefix.fetch()),
+        n_beads=n_beads,
+        fixcom=bool(motion.fixcom.fetch()) and not fixed_dof,
+        fixed_dof=fixed_dof,
+        outputs_start=start,
         float32_fft=bool(system.normal_modes.fft_float32.fetch()),
         components=_components(simulation, system),
         outputs=tuple(_outputs(output)),
@@ -191,12 +178,42 @@ def _n_beads(system: Any) -> int:
     return declared if declared > 0 else max(int(system.beads.nbeads.fetch()), 1)
 
 
-def _thermostat(field: Any) -> Thermostat | None:
+def _fixed_dof(motion: Any) -> tuple[int, ...]:
+    whole = (3 * int(atom) + axis for atom in motion.fixatoms.fetch() for axis in range(3))
+    return tuple(sorted({*whole, *(int(own) for own in motion.fixatoms_dof.fetch())}))
+
+
+def _thermostat(field: Any, n_beads: int) -> Thermostat | None:
     mode = str(field.mode.fetch())
     if not mode:
         return None
     tau = 0.0 if mode == "multiple" else float(field.tau.fetch())
-    return Thermostat(mode=mode, tau_fs=_in_unit(tau, "time", "femtosecond"))
+    return Thermostat(
+        mode=mode,
+        tau_fs=_in_unit(tau, "time", "femtosecond"),
+        noncanonical_modes=_noncanonical_modes(field, n_beads),
+    )
+
+
+def _noncanonical_modes(field: Any, n_beads: int) -> frozenset[int]:
+    """Modes with a covariance <C> that is no multiple of the unit matrix, and a centroid with a temperature of its own.
+
+    A multiple of the unit matrix is classical equilibrium, be its temperature right or wrong: that is judged. `gle`
+    has one matrix for all beads, `nm_gle` one for each normal mode.
+    """
+    mode = str(field.mode.fetch())
+    if mode == "multi":
+        return frozenset().union(*(_noncanonical_modes(own, n_beads) for _, own in field.extra))
+    if mode in ("pile_l", "pile_g"):
+        return frozenset({0} if float(field.pile_centroid_t.fetch()) > 0.0 else ())
+    covariance = np.asarray(field.C.fetch(), dtype=float)
+    if not mode.endswith(("gle", "gle_g")) or covariance.ndim < 2:
+        return frozenset()
+    blocks = covariance.reshape(-1, *covariance.shape[-2:])
+    off = [
+        not np.allclose(own, own[0, 0] * np.eye(len(own)), rtol=0.0, atol=1e-3 * own[0, 0]) for own in blocks
+    ]
+    return frozenset(np.flatnonzero(off if len(off) == n_beads else np.full(n_beads, any(off))).tolist())
 
 
 def _components(simulation: Any, system: Any) -> tuple[ForceComponent, ...]:

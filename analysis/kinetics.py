@@ -1,7 +1,7 @@
 """Kinetic temperatures: of everything, of each species, of ring-polymer normal modes; and the width of the distribution.
 
 Units: K. A temperature is <sum p^2/m> / (k_B g) with g the degrees of freedom that the selection really has: with the
-centre of mass fixed, g = 3 N_s - 3 M_s/M_tot.
+centre of mass fixed, g = 3 N_s - 3 M_s/M_tot; of atoms that are fixed, none; of centroids that are constrained, none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Freedom:
     """Degrees of freedom of a selection, in the extended (ring-polymer) system."""
 
     total: float  # 3 N_s per bead, times the beads that are looked at
-    removed: float  # by fixing the centre of mass, or atoms
+    removed: float  # by fixing the centre of mass, atoms, or centroids
 
     @property
     def remaining(self) -> float:
@@ -32,20 +32,37 @@ class Freedom:
 def degrees_of_freedom(run: Run, atom: str = "", mode: int | None = None) -> Freedom:
     """Degrees of freedom behind `temperature(atom=...;nm=...)`.
 
-    The centroid (mode 0) carries all that `fixcom` removes. Fixed atoms are counted for the whole system only.
+    The centroid (mode 0) carries all that `fixcom` removes. Fixed atoms lose their part of every mode, and in the
+    ensemble nvt-cc every atom loses its centroid.
+
+    Raises:
+        MissingOutput: internal modes of nvt-cc with fixed atoms, for which i-PI's own count is that of one bead less.
     """
     facts, atoms = run.facts, run.atoms
     chosen = atoms.where(atom)
-    n_beads = facts.n_beads if facts is not None else 1
-    total = 3.0 * np.count_nonzero(chosen) * (n_beads if mode is None else 1)
-    if facts is None or (mode is not None and mode > 0):
-        return Freedom(total, 0.0)
-    if facts.n_fixed_atoms:
-        if atom:
-            raise MissingOutput("temperatures by species are not defined here while atoms are held fixed")
-        return Freedom(total, 3.0 * facts.n_fixed_atoms * (n_beads if mode is None else 1))
+    if facts is None:
+        return Freedom(3.0 * np.count_nonzero(chosen), 0.0)
+    per_mode = 3.0 * np.count_nonzero(chosen)
+    total = per_mode * (facts.n_beads if mode is None else 1)
+    n_fixed = float(sum(chosen[own // 3] for own in facts.fixed_dof))  # of each mode
+    if facts.ensemble == "nvt-cc":
+        if n_fixed and mode:
+            raise MissingOutput(
+                "temperatures of internal modes are not defined here for nvt-cc with fixed atoms"
+            )
+        if mode:
+            return Freedom(total, 0.0)
+        return Freedom(total, per_mode + (n_fixed * (facts.n_beads - 1) if mode is None else 0.0))
+    if n_fixed:
+        return Freedom(total, n_fixed * (facts.n_beads if mode is None else 1))
     share = float(atoms.masses[chosen].sum() / atoms.masses.sum())
-    return Freedom(total, 3.0 * share if facts.fixcom else 0.0)
+    return Freedom(total, 3.0 * share if facts.fixcom and not mode else 0.0)
+
+
+def is_canonical(run: Run, mode: int | None = None) -> bool:
+    """Whether the thermostat aims at k_B T in a normal mode, or in all: a quantum <C> (PIGLET) does not, by design."""
+    off = run.facts.noncanonical_modes if run.facts is not None else frozenset()
+    return not off if mode is None else mode not in off
 
 
 def temperature_series(run: Run, atom: str = "", mode: int | None = None) -> Series:
@@ -57,6 +74,7 @@ def temperature_series(run: Run, atom: str = "", mode: int | None = None) -> Ser
 
     Raises:
         MissingOutput: neither column is there; the message says which to add.
+        AnalysisError: nothing of the selection moves.
     """
     arguments: dict[str, object] = {} if not atom else {"atom": atom}
     if mode is not None:
@@ -64,6 +82,8 @@ def temperature_series(run: Run, atom: str = "", mode: int | None = None) -> Ser
     freedom = degrees_of_freedom(run, atom, mode)
     n_beads = run.facts.n_beads if run.facts is not None else 1
     name = f"T({atom or 'all'}{'' if mode is None else f', mode {mode}'})"
+    if freedom.remaining <= 0.0:
+        raise AnalysisError(f"{run.name}: {name} is not defined, the input holds all of it fixed")
     if run.has("kinetic_md", **arguments):
         energy = run.series("kinetic_md", **arguments)  # per bead; of one mode alone
         factor = 2.0 / (boltzmann() * freedom.remaining) / (n_beads if mode is not None else 1)
@@ -83,14 +103,14 @@ def temperature(run: Run, atom: str = "", mode: int | None = None) -> Estimate:
 
 
 def species_temperatures(run: Run) -> dict[str, Estimate]:
-    """Mean kinetic temperature of each species for which the run wrote `temperature(X)` or `kinetic_md(X)`.
+    """Mean kinetic temperature of each species that moves and has a column `temperature(X)` or `kinetic_md(X)`.
 
     Raises:
         MissingOutput: it wrote none; the message names the columns to add.
     """
     found = {
         label: temperature(run, label)
-        for label in run.atoms.species
+        for label in moving_species(run)
         if run.has("temperature", atom=label) or run.has("kinetic_md", atom=label)
     }
     if not found:
@@ -99,13 +119,19 @@ def species_temperatures(run: Run) -> dict[str, Estimate]:
     return found
 
 
+def moving_species(run: Run) -> list[str]:
+    """Species of which not every atom is held fixed."""
+    return [label for label in run.atoms.species if degrees_of_freedom(run, label).remaining > 0.0]
+
+
 def mode_temperatures(run: Run) -> dict[int, Estimate]:
-    """Mean kinetic temperature of each ring-polymer normal mode that was written; 0 is the centroid."""
+    """Mean kinetic temperature of each ring-polymer normal mode that moves and was written; 0 is the centroid."""
     n_beads = run.require_facts("temperatures of normal modes").n_beads
     return {
         mode: temperature(run, mode=mode)
         for mode in range(n_beads)
-        if run.has("temperature", nm=mode) or run.has("kinetic_md", nm=mode)
+        if (run.has("temperature", nm=mode) or run.has("kinetic_md", nm=mode))
+        and degrees_of_freedom(run, mode=mode).remaining > 0.0
     }
 
 

@@ -22,7 +22,7 @@ from analysis import (
     path_integrals,
     structure,
 )
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, MissingOutput
 from analysis.outputs import key
 from analysis.run import Run
 from analysis.series import Series
@@ -98,9 +98,13 @@ def _correct_diffusion(run: Run, found: Measurements, viscosity_mPa_s: float) ->
     cell = run.trajectory(molecules.centre_quantities(run)[0]).cell(0)
     if not np.allclose(cell, np.eye(3) * cell[0, 0], rtol=1e-3):
         raise AnalysisError("the finite-size correction of diffusion wants a cubic box; this one is not")
-    shift = dynamics.finite_size_correction(
-        found.estimates["temperature"].value, viscosity_mPa_s, float(cell[0, 0])
-    )
+    measured = found.estimates.get("temperature") if kinetics.is_canonical(run) else None
+    kelvin = measured.value if measured is not None else run.target_K
+    if kelvin is None:
+        raise MissingOutput(
+            "the finite-size correction of diffusion wants a temperature: add temperature{kelvin} to <properties>"
+        )
+    shift = dynamics.finite_size_correction(kelvin, viscosity_mPa_s, float(cell[0, 0]))
     found.estimates["diffusion_corrected"] = found.estimates["diffusion"].shifted(shift)
 
 
@@ -142,11 +146,19 @@ def _seams(run: Run, found: Measurements, conserved: Series) -> None:
 
 
 def _temperatures(run: Run, found: Measurements) -> None:
+    with found.attempt():
+        _whole(run, found)
+    _species(run, found, run.target_K)
+
+
+def _whole(run: Run, found: Measurements) -> None:
     whole = kinetics.temperature_series(run)
     found.series["temperature"] = whole
     found.estimates["temperature"] = mean(settled(whole))
     target = run.target_K
-    if target is None:
+    if not kinetics.is_canonical(run):
+        found.gaps.append(_by_design(run))
+    elif target is None:
         found.estimates["heating_rate"] = drift.heating_rate(whole)
     else:
         spread = target * np.sqrt(2.0 / kinetics.degrees_of_freedom(run).remaining)
@@ -160,33 +172,54 @@ def _temperatures(run: Run, found: Measurements) -> None:
             found.estimates["width_temperature"] = width
             if run.facts is not None and run.facts.thermostat is not None:
                 found.deviate("width", "", width.shifted(-target), target)
-    found.gaps += [
-        f"no temperature({label}){{kelvin}} in <properties>: add it, a mean temperature hides what species do"
-        for label in run.atoms.species
-        if not (run.has("temperature", atom=label) or run.has("kinetic_md", atom=label))
-    ]
-    _species(run, found, target)
+
+
+def _by_design(run: Run) -> str:
+    """Why temperatures are not judged."""
+    facts = run.require_facts("the thermostat")
+    modes = sorted(facts.noncanonical_modes)
+    if facts.thermostat is not None and facts.thermostat.mode.startswith("pile"):
+        held = "pile_centroid_t gives the centroid a temperature of its own by design"
+    elif len(modes) == facts.n_beads:
+        held = "<C> of the thermostat holds all motion off k_B T, which is quantum by design"
+    else:
+        names = ", ".join(map(str, modes))
+        held = f"<C> of the thermostat holds ring-polymer modes {names} off k_B T, which is quantum by design"
+    return f"mean temperature, its width, equipartition and K_cv - K_td are not judged: {held}"
 
 
 def _species(run: Run, found: Measurements, target: float | None) -> None:
     if len(run.atoms.species) < 2:
         return
-    for label in run.atoms.species:
+    for label in kinetics.moving_species(run):
+        if not (run.has("temperature", atom=label) or run.has("kinetic_md", atom=label)):
+            found.gaps.append(
+                f"no temperature({label}){{kelvin}} in <properties>: add it, a mean temperature hides what species do"
+            )
+            continue
         with found.attempt():
             own = kinetics.temperature_series(run, label)
             found.series[f"temperature.{label}"] = own
             found.estimates[f"temperature.{label}"] = mean(settled(own))
-            _share(
-                found, "equipartition", label, own, kinetics.degrees_of_freedom(run, label).remaining, target
-            )
+            if kinetics.is_canonical(run):
+                n_freedom = kinetics.degrees_of_freedom(run, label).remaining
+                _share(found, "equipartition", label, own, n_freedom, target)
 
 
 def _share(
     found: Measurements, rule: str, subject: str, own: Series, n_freedom: float, target: float | None
 ) -> None:
-    """Whether some degrees of freedom have the temperature of the bath or, at constant energy, that of all others."""
+    """Whether some degrees of freedom have the temperature of the bath or, at constant energy, that of all others.
+
+    Raises:
+        MissingOutput: at constant energy, where the temperature of all others was not written.
+    """
     if target is not None:
         excess = mean(settled(own)).shifted(-target)
+    elif "temperature" not in found.series:
+        raise MissingOutput(
+            "no temperature{kelvin} in <properties>: add it, without a thermostat parts of the system are judged against it"
+        )
     else:
         whole = found.series["temperature"]
         everyone = np.interp(own.time_ps, whole.time_ps, whole.values)
@@ -198,39 +231,48 @@ def _share(
 def _molecules(run: Run, found: Measurements) -> None:
     for part, (own, n_freedom) in molecules.part_temperature_series(run).items():
         found.estimates[f"temperature.{part}"] = mean(settled(own))
-        _share(found, "molecules", part, own, n_freedom, run.target_K)
+        if kinetics.is_canonical(run, 0):  # trajectories are those of the centroid
+            with found.attempt():
+                _share(found, "molecules", part, own, n_freedom, run.target_K)
 
 
 def _path_integrals(run: Run, found: Measurements) -> None:
     if run.facts is None or run.facts.n_beads < 2:
         return
     target = run.facts.temperature_K
-    modes = kinetics.mode_temperatures(run)
-    if 0 not in modes:
-        found.gaps.append(
-            "no temperature(nm=0){kelvin}: add it, no other estimator sees the heat of the centroid"
-        )
-    for mode, own in modes.items():
-        found.estimates[f"temperature.mode.{mode}"] = own
-        if target is not None and run.target_K is not None:
-            spread = target * float(np.sqrt(2.0 / kinetics.degrees_of_freedom(run, mode=mode).remaining))
-            subject = "centroid" if mode == 0 else f"mode {mode}"
-            found.deviate("modes", subject, own.shifted(-target), target, sample_spread=spread)
+    with found.attempt():
+        _modes(run, found)
     for label, radius in path_integrals.gyration_radii(run).items():
         found.estimates[f"gyration.{label}"] = radius
+    judged = kinetics.is_canonical(run)
     with found.attempt():
         found.estimates |= path_integrals.quantum_kinetic_energies(run)
         per_atom = 1e3 / run.atoms.n_atoms
         mismatch = path_integrals.estimator_mismatch(run).scaled(per_atom, unit="meV/atom")
         found.estimates["estimator_mismatch"] = mismatch
-        if run.target_K is not None:
+        if judged and run.target_K is not None:
             found.deviate("estimators", "", mismatch)
-    if target is not None:
+    if judged and target is not None:
         with found.attempt():
             accounted = path_integrals.mismatch_from_temperatures(run, target)
             found.estimates["mismatch_from_modes"] = accounted.scaled(
                 1e3 / run.atoms.n_atoms, unit="meV/atom"
             )
+
+
+def _modes(run: Run, found: Measurements) -> None:
+    modes = kinetics.mode_temperatures(run)
+    if 0 not in modes and kinetics.degrees_of_freedom(run, mode=0).remaining > 0.0:
+        found.gaps.append(
+            "no temperature(nm=0){kelvin}: add it, no other estimator sees the heat of the centroid"
+        )
+    for mode, own in modes.items():
+        found.estimates[f"temperature.mode.{mode}"] = own
+        target = run.target_K
+        if target is not None and kinetics.is_canonical(run, mode):
+            spread = target * float(np.sqrt(2.0 / kinetics.degrees_of_freedom(run, mode=mode).remaining))
+            subject = "centroid" if mode == 0 else f"mode {mode}"
+            found.deviate("modes", subject, own.shifted(-target), target, sample_spread=spread)
 
 
 def _volume(run: Run, found: Measurements) -> None:

@@ -6,6 +6,7 @@ radii; they are taken to stay what they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,36 +79,35 @@ def part_temperatures(run: Run) -> dict[str, Estimate]:
     """Temperatures of molecular translation, rotation and vibration.
 
     Per molecule, K_trans = M V^2/2, K_rot = L I^-1 L/2 at the instantaneous geometry, and the rest is vibration; the
-    degrees of freedom are 3, 3 (2 for linear molecules) and 3n - 6 (or 5), less the 3 of a fixed centre of mass in the
-    translation. With several beads these are the parts of the centroids.
+    degrees of freedom are 3, 3 (2 for linear molecules) and 3n - 6 (or 5). A fixed centre of mass of the system takes 3
+    of them, the molecules' share by mass from their translation: 3 M_mol/M_tot. Molecules with fixed atoms are left
+    out. With several beads these are the parts of the centroids.
 
     Raises:
         MissingOutput: positions and velocities were not written at common steps.
-        AnalysisError: the system consists of atoms, not molecules.
+        AnalysisError: the system consists of atoms, not molecules, or nothing of them moves freely.
     """
     return {part: mean(settled(own)) for part, (own, _) in part_temperature_series(run).items()}
 
 
 def part_temperature_series(run: Run) -> dict[str, tuple[Series, float]]:
     """The temperatures of `part_temperatures` along the run, with the degrees of freedom behind each."""
+    if run.facts is not None and run.facts.ensemble == "nvt-cc":
+        raise AnalysisError(f"{run.name}: molecules have no temperatures, nvt-cc holds their centroids fixed")
     position_name, velocity_name = centre_quantities(run)
     positions, velocities = run.trajectory(position_name), run.trajectory(velocity_name)
-    pairs = common_frames(positions, velocities, MAX_FRAMES)
+    pairs = common_frames([positions, velocities], MAX_FRAMES)
     first = positions.frames(0, 1)
-    molecules = find_molecules(run.atoms, first.values[0], first.cells[0])
-    groups = {size: members for size, members in molecules.by_size().items() if size > 1}
-    if not groups:
-        raise AnalysisError(f"{run.name}: no molecules in the first frame, only atoms")
+    groups = _free_molecules(run, find_molecules(run.atoms, first.values[0], first.cells[0]))
+    masses = run.atoms.masses
     kinetic, steps = [], []
     for position_frame, velocity_frame in pairs:
         where = positions.frames(position_frame, position_frame + 1)
         moving = velocities.frames(velocity_frame, velocity_frame + 1)
-        kinetic.append(_parts(groups, run.atoms.masses, where.values[0], moving.values[0], where.cells[0]))
+        kinetic.append(_parts(groups, masses, where.values[0], moving.values[0], where.cells[0]))
         steps.append(where.steps[0])
-    fixed = 3.0 if run.facts is None or run.facts.fixcom else 0.0
-    freedom = _part_freedom(
-        groups, fixed if sum(len(g) * s for s, g in groups.items()) == run.atoms.n_atoms else 0.0
-    )
+    share = sum(float(masses[members].sum()) for members in groups.values()) / float(masses.sum())
+    freedom = _part_freedom(groups, 3.0 * share if run.facts is None or run.facts.fixcom else 0.0)
     times = run.frame_times_ps(np.array(steps))
     energies = np.array(kinetic)  # (n_frames, 3) eV
     return {
@@ -120,26 +120,40 @@ def part_temperature_series(run: Run) -> dict[str, tuple[Series, float]]:
     }
 
 
-def common_frames(first: Trajectory, second: Trajectory, max_frames: int) -> list[tuple[int, int]]:
-    """Pairs of frames at the same step, at most `max_frames`, spread evenly.
+def _free_molecules(run: Run, molecules: Molecules) -> dict[int, IntArray]:
+    """Members of the molecules of each size from two on, without those that hold a fixed atom."""
+    bound = {size: members for size, members in molecules.by_size().items() if size > 1}
+    if not bound:
+        raise AnalysisError(f"{run.name}: no molecules in the first frame, only atoms")
+    fixed = sorted({own // 3 for own in run.facts.fixed_dof}) if run.facts is not None else []
+    free = {size: members[~np.isin(members, fixed).any(axis=1)] for size, members in bound.items()}
+    free = {size: members for size, members in free.items() if len(members)}
+    if not free:
+        raise AnalysisError(f"{run.name}: molecules have no temperatures, all of them hold fixed atoms")
+    return free
+
+
+def common_frames(trajectories: Sequence[Trajectory], max_frames: int) -> list[tuple[int, ...]]:
+    """Frames of several trajectories at the same step, at most `max_frames`, spread evenly.
 
     Raises:
         MissingOutput: fewer than 8 steps in common.
     """
-    steps = [np.array([t.step(frame) for frame in range(t.n_frames)]) for t in (first, second)]
-    shared, own, other = np.intersect1d(steps[0], steps[1], return_indices=True)
+    frames_at = [{own.step(frame): frame for frame in range(own.n_frames)} for own in trajectories]
+    shared = sorted(set.intersection(*(set(own) for own in frames_at)))
     if len(shared) < 8:
+        names = ", ".join(own.path.name for own in trajectories)
         raise MissingOutput(
-            f"{first.quantity} and {second.quantity} share {len(shared)} steps; write both with the same stride"
+            f"{names} have {len(shared)} steps in common, wanted 8: write them with the same stride, or run longer"
         )
     chosen = np.unique(np.linspace(0, len(shared) - 1, min(len(shared), max_frames)).astype(int))
-    return [(int(own[index]), int(other[index])) for index in chosen]
+    return [tuple(own[shared[index]] for own in frames_at) for index in chosen]
 
 
-def _part_freedom(groups: dict[int, IntArray], fixed: float) -> tuple[float, float, float]:
-    translation = 3.0 * sum(len(members) for members in groups.values()) - fixed
+def _part_freedom(groups: dict[int, IntArray], removed: float) -> tuple[float, float, float]:
+    translation = 3.0 * sum(len(members) for members in groups.values()) - removed
     rotation = float(sum(len(members) * (2 if size == 2 else 3) for size, members in groups.items()))
-    total = 3.0 * sum(len(members) * size for size, members in groups.items()) - fixed
+    total = 3.0 * sum(len(members) * size for size, members in groups.items()) - removed
     return translation, rotation, total - translation - rotation
 
 

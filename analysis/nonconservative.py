@@ -37,7 +37,7 @@ def force_difference(run: Run) -> ForceDifference:
         MissingOutput: the components were not written, or the input does not say which is which.
     """
     conservative, direct = _component(run, "conservative"), _component(run, "direct")
-    pairs = common_frames(conservative, direct, MAX_FRAMES)
+    pairs = common_frames([conservative, direct], MAX_FRAMES)
     squares, nets, steps = [], [], []
     followed: list[FloatArray] = []
     for own, other in pairs:
@@ -98,17 +98,13 @@ def power_series(run: Run) -> Series:
         for index, component in enumerate(facts.components)
         if component.weight != 0.0
     }
-    pairs = common_frames(conservative, velocities, MAX_FRAMES)
     powers, steps = [], []
-    for own, moving in pairs:
+    for own, moving, *others in common_frames([conservative, velocities, *acting.values()], MAX_FRAMES):
         reference = conservative.frames(own, own + 1)
         difference = -reference.values[0]
-        for index, trajectory in acting.items():
-            if trajectory.step(own) != reference.steps[0]:
-                raise MissingOutput("force components were written at different steps; give them one stride")
-            difference = (
-                difference + facts.components[index].weight * trajectory.frames(own, own + 1).values[0]
-            )
+        for (index, trajectory), other in zip(acting.items(), others, strict=True):
+            acts = trajectory.frames(other, other + 1).values[0]
+            difference = difference + facts.components[index].weight * acts
         powers.append(float(np.sum(difference * velocities.frames(moving, moving + 1).values[0])))
         steps.append(reference.steps[0])
     values = np.array(powers) * 1e3 / run.atoms.n_atoms

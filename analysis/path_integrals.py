@@ -13,13 +13,26 @@ from analysis.series import Series, aligned
 from analysis.statistics import Estimate, mean, settled
 from analysis.units import boltzmann
 
+KINETIC = ("kinetic_cv", "kinetic_td")
+
 
 def quantum_kinetic_energies(run: Run) -> dict[str, Estimate]:
     """Centroid-virial and thermodynamic estimators of the quantum kinetic energy, in eV.
 
-    K_cv = 3 N k_B T/2 - <sum_j (q_j - qbar).f_j>/(2P), with the total force; K_td = 3 N P k_B T/2 - <spring>/P.
+    K_cv = 3 N k_B T/2 - <sum_j (q_j - qbar).f_j>/(2P), with the total force; K_td = 3 N P k_B T/2 - <spring>/P. Of
+    fixed atoms, which i-PI counts in both, nothing is kept: their ring polymers are collapsed.
     """
-    return {name: mean(settled(run.series(name))) for name in ("kinetic_cv", "kinetic_td") if run.has(name)}
+    return {name: mean(settled(_of_moving_atoms(run, name))) for name in KINETIC if run.has(name)}
+
+
+def _of_moving_atoms(run: Run, name: str) -> Series:
+    """A kinetic-energy estimator without what i-PI adds for fixed atoms, 3/2 k_B T each (K_td: P times that), in eV."""
+    column, facts = run.series(name), run.facts
+    if facts is None or facts.temperature_K is None or not facts.fixed_dof:
+        return column
+    n_modes = facts.n_beads if name == "kinetic_td" else 1
+    padding = 0.5 * len(facts.fixed_dof) * n_modes * boltzmann() * facts.temperature_K
+    return column.with_values(column.values - padding, unit=column.unit)
 
 
 def estimator_mismatch(run: Run) -> Estimate:
@@ -33,7 +46,8 @@ def estimator_mismatch(run: Run) -> Estimate:
 
 def mismatch_series(run: Run) -> Series:
     """K_cv - K_td along the run, in eV."""
-    return run.series("kinetic_cv").minus(run.series("kinetic_td"), name="K_cv - K_td")
+    virial, thermodynamic = (_of_moving_atoms(run, name) for name in KINETIC)
+    return virial.minus(thermodynamic, name="K_cv - K_td")
 
 
 def internal_temperature_series(run: Run) -> Series:
@@ -46,21 +60,24 @@ def internal_temperature_series(run: Run) -> Series:
     n_beads = run.require_facts("internal modes").n_beads
     if n_beads < 2:
         raise AnalysisError(f"{run.name}: one bead has no internal modes")
-    everything, centroid = aligned(temperature_series(run), temperature_series(run, mode=0))
     whole, central = degrees_of_freedom(run).remaining, degrees_of_freedom(run, mode=0).remaining
+    if central == 0.0:
+        return temperature_series(run)
+    everything, centroid = aligned(temperature_series(run), temperature_series(run, mode=0))
     values = (whole * everything.values - central * centroid.values) / (whole - central)
     return everything.with_values(values, unit="K", name="T(internal modes)")
 
 
 def mismatch_from_temperatures(run: Run, target_K: float) -> Estimate:
-    """K_cv - K_td that the temperature of the internal modes accounts for: 3N(P-1)/2 k_B (T_{k>0} - T), in eV.
+    """K_cv - K_td that the temperature of the internal modes accounts for: g/2 k_B (T_{k>0} - T), in eV.
+
+    g = 3N(P-1), with N the atoms that move.
 
     Holds for any force, conservative or not, under Langevin friction on the modes, because spring and physical forces do
     work on the internal modes against the same bath. It is blind to the centroid: look at its temperature as well.
     """
-    n_beads = run.require_facts("internal modes").n_beads
     excess = mean(settled(internal_temperature_series(run))).shifted(-target_K)
-    freedom = 3.0 * run.atoms.n_atoms * (n_beads - 1)
+    freedom = degrees_of_freedom(run).remaining - degrees_of_freedom(run, mode=0).remaining
     return excess.scaled(0.5 * freedom * boltzmann(), unit="eV")
 
 

@@ -199,7 +199,9 @@ def setting(own: Assessment) -> str:
 def _forces(evidence: Evidence) -> str:
     if evidence.acts_directly:
         return "direct forces"
-    return "direct forces, corrected" if evidence.corrects_directly else "conservative forces"
+    if evidence.corrects_directly:
+        return "direct forces, corrected"
+    return "conservative forces" if evidence.forces_stated else "forces not stated"
 
 
 def _steps(evidence: Evidence) -> str:

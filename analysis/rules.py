@@ -231,10 +231,23 @@ CAUSES: dict[str, Cause] = {
             "unexplained",
             lambda e: not (e.acts_directly or e.corrects_directly),
             lambda e: (
-                "the forces say that they are conservative; suspects are a discontinuous cutoff, a neighbour list "
-                "that is too old, a wrong sign of the virial, fixed atoms or constraints, an overdamped PILE with many beads"
+                (
+                    "the forces say that they are conservative; suspects are "
+                    if e.forces_stated
+                    else "the input does not say which forces it asked for: direct ones would explain it. If they are "
+                    "conservative, suspects are "
+                )
+                + "a discontinuous cutoff, a neighbour list that is too old, a wrong sign of the virial, fixed atoms or "
+                "constraints, an overdamped PILE with many beads"
             ),
-            lambda e: "run `forceserver check` on the model, and a run of half the time step",
+            lambda e: (
+                (
+                    ""
+                    if e.forces_stated
+                    else "write <parameters>{forces: ...}</parameters> in each <ffsocket>, and "
+                )
+                + "run `forceserver check` on the model, and a run of half the time step"
+            ),
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,9 @@ from analysis.outputs import (
     stitched,
 )
 from analysis.series import FloatArray, Series
+from analysis.sources import SNIFFED_BYTES, find_input, is_input, prefixes_in
 from analysis.trajectories import Trajectory, open_trajectory
 from analysis.units import to_internal
-
-SNIFFED_BYTES = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +66,21 @@ class Run:
             MissingOutput: the run did not write it; the message says which line to add.
         """
         wanted = key(name, **arguments)
-        table = next((table for table in self.tables if wanted in table.columns), None)
-        if table is None:
-            table = max(self.tables, key=lambda candidate: len(candidate.columns), default=None)
-        if table is None:
+        holding = [table for table in self.tables if wanted in table.columns]
+        candidates = holding or sorted(self.tables, key=lambda table: -len(table.columns))
+        if not candidates:
             raise MissingOutput(
                 f"the run has no properties file, so no column '{wanted}'; add <properties> to it"
             )
+        table = next(filter(self._tells_time, candidates), candidates[0])
         return series_of(table, wanted, self._times(table))
 
     def has(self, name: str, **arguments: object) -> bool:
-        """Whether a column was written and holds rows."""
+        """Whether a column was written, with the time of its rows, and holds any."""
         wanted = key(name, **arguments)
-        return any(wanted in table.columns and table.n_rows for table in self.tables)
+        return any(
+            wanted in table.columns and table.n_rows and self._tells_time(table) for table in self.tables
+        )
 
     def trajectory(self, name: str, *, bead: int = 0, **arguments: object) -> Trajectory:
         """A trajectory, for example `run.trajectory("velocities")`.
@@ -142,8 +144,8 @@ class Run:
 
     @property
     def duration_ps(self) -> float:
-        """Time from the first to the last row that was written."""
-        spans = [self._times(table) for table in self.tables if table.n_rows]
+        """Time from the first to the last row that was written, of the files that tell the time."""
+        spans = [self._times(table) for table in self.tables if table.n_rows and self._tells_time(table)]
         return max((float(span[-1] - span[0]) for span in spans), default=0.0)
 
     @property
@@ -153,6 +155,14 @@ class Run:
             return None
         return self.facts.temperature_K
 
+    def _tells_time(self, table: PropertyTable) -> bool:
+        """Whether rows have times that differ: the steps of an optimisation take none."""
+        try:
+            times = self._times(table)
+        except MissingOutput:
+            return False
+        return len(times) < 2 or bool(times[-1] > times[0])
+
     def _times(self, table: PropertyTable) -> FloatArray:
         if key("time") in table.columns:
             return table.columns[key("time")]
@@ -160,7 +170,7 @@ class Run:
             facts = self.require_facts("a table without a 'time' column")
             return table.columns[key("step")] * facts.timestep_fs / 1e3
         raise MissingOutput(
-            "the properties have neither 'time' nor 'step'; add time{picosecond} to <properties>"
+            f"the properties file of {table.names} has neither 'time' nor 'step'; add time{{picosecond}} to its <properties>"
         )
 
 
@@ -188,69 +198,57 @@ def read_run(*paths: str | Path) -> Run:
 
 
 def _find(path: Path) -> Run:
+    prefix: str | None = None
     if path.is_dir():
-        directory, prefix, source = path, None, _find_input(path, None)
-    elif path.is_file() and _is_input(path):
-        directory, prefix, source = path.parent, None, path
+        directory, source = path, find_input(path, None)
+    elif path.is_file() and is_input(path):
+        directory, source = path.parent, path
     elif path.parent.is_dir():
-        directory = path.parent
-        prefix = path.stem if path.is_file() and path.suffix else path.name
-        source = _find_input(directory, prefix)
+        directory, prefix, source = _of_prefix(path)
     else:
         raise UnreadableRun(f"{path}: no such directory, input or prefix of outputs")
-    facts = read_facts(source) if source is not None else None
-    prefix = prefix or (facts.prefix if facts is not None else None)
-    properties, trajectories = _outputs_of(directory, prefix)
+    facts = read_facts(source, prefix) if source is not None else None
+    start = facts.outputs_start if facts is not None else f"{prefix}." if prefix else None
+    properties, trajectories = _outputs_of(directory, start)
     if not properties and not trajectories:
+        known = prefixes_in(directory) if prefix and source is None else []
         raise UnreadableRun(
-            f"{path}: no i-PI outputs{f' with prefix {prefix!r}' if prefix else ''}; wanted a directory with input.xml "
+            f"{path}: no i-PI outputs{f' with prefix {start[:-1]!r}' if start else ''}; wanted a directory with input.xml "
             "and what i-PI wrote, got none of it (has the run started?)"
+            + (f"; the inputs there name {', '.join(known)}" if known else "")
         )
     declared = _declared(facts)
     return Run(
-        name=path.name or str(path.resolve().name),
+        name=prefix if prefix and "/" in prefix else path.name or path.resolve().name,
         facts=facts,
         property_paths=tuple((file,) for file in properties),
         trajectory_paths=tuple((file, _match(file, declared)) for file in trajectories),
     )
 
 
-def _is_input(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(SNIFFED_BYTES)
-    return b"<simulation" in head or (path.suffix == ".json" and b"simulation" in head)
+def _of_prefix(path: Path) -> tuple[Path, str, Path | None]:
+    """Directory of a run, prefix and input, for the prefix of its outputs or one of them.
+
+    The directory is a level higher where the input gives a prefix with a folder.
+    """
+    whole = path.with_suffix("") if path.is_file() else path
+    if (source := find_input(path.parent, whole.name)) is not None:
+        return path.parent, whole.name, source
+    higher, prefix = path.absolute().parent.parent, f"{path.absolute().parent.name}/{whole.name}"
+    with contextlib.suppress(UnreadableRun):  # other runs may lie there
+        if (source := find_input(higher, prefix)) is not None:
+            return higher, prefix, source
+    return path.parent, whole.name, None
 
 
-def _find_input(directory: Path, prefix: str | None) -> Path | None:
-    """The input of a directory: input.xml, else the only one there (or the only one with this prefix)."""
-    found = sorted(
-        file
-        for pattern in ("*.xml", "*.json")
-        for file in directory.glob(pattern)
-        if file.is_file() and _is_input(file)
-    )
-    if prefix is not None:
-        found = [file for file in found if read_facts(file).prefix == prefix]
-    preferred = [file for file in found if file.name in ("input.xml", "input.json")]
-    if len(found) > 1 and not preferred:
-        names = ", ".join(file.name for file in found)
-        raise UnreadableRun(f"{directory}: several inputs ({names}); name the one to analyse")
-    if found:
-        return (preferred or found)[0]
-    restart = directory / "RESTART"
-    return restart if restart.is_file() and _is_input(restart) else None
-
-
-def _outputs_of(directory: Path, prefix: str | None) -> tuple[list[Path], list[Path]]:
-    """Properties files and trajectories of one run, told by their first bytes."""
+def _outputs_of(directory: Path, start: str | None) -> tuple[list[Path], list[Path]]:
+    """Properties files and trajectories of one run, told by their first bytes; of all there without a `start`."""
+    folder, _, begin = (start or "").rpartition("/")
+    directory = directory / folder
     properties, trajectories = [], []
-    for file in sorted(directory.iterdir()):
+    for file in sorted(directory.iterdir()) if directory.is_dir() else ():
         # i-PI renames what it would overwrite to #name#0#
-        if (
-            not file.is_file()
-            or file.name.startswith("#")
-            or (prefix and not file.name.startswith(prefix + "."))
-        ):
+        if not file.is_file() or file.name.startswith("#") or not file.name.startswith(begin):
             continue
         with file.open("rb") as stream:
             head = stream.read(SNIFFED_BYTES)
@@ -259,7 +257,7 @@ def _outputs_of(directory: Path, prefix: str | None) -> tuple[list[Path], list[P
         elif head.split(b"\n", 1)[0].strip().isdigit() and b"Step:" in head:
             trajectories.append(file)
     prefixes = {file.name.split(".")[0] for file in properties}
-    if prefix is None and len(prefixes) > 1:
+    if start is None and len(prefixes) > 1:
         raise UnreadableRun(
             f"{directory}: outputs of several runs ({', '.join(sorted(prefixes))}); name one, for example "
             f"{directory / min(prefixes)}"
@@ -271,7 +269,7 @@ def _declared(facts: RunFacts | None) -> dict[str, Key]:
     """What each trajectory of the input holds, by file name: i-PI's headers leave the arguments out."""
     if facts is None:
         return {}
-    stem = f"{facts.prefix}." if facts.prefix else ""
+    stem = facts.outputs_start.rpartition("/")[2]
     return {
         stem + spec.filename: _without_bead(Key.parse(spec.contents[0])[0])
         for spec in facts.outputs

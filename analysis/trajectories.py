@@ -9,6 +9,7 @@ eight characters at a time, without a Python object per number. Lines of any oth
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import re
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ class Trajectory:
     offsets: IntArray  # (n_frames,) byte at which each frame starts
     frame_bytes: int  # length of a frame where all have the same, else 0
     columns: slice | None = None  # of an extxyz line; None: i-PI's xyz
+    n_torn: int = 0  # frames that were left out, an unfinished last one aside
 
     @property
     def n_atoms(self) -> int:
@@ -229,7 +231,7 @@ def _cell(header: bytes) -> FloatArray:
 def open_trajectory(path: Path) -> Trajectory | None:
     """A trajectory that i-PI wrote, or None where the file is none.
 
-    A last frame that is not complete is left out.
+    Frames that are not complete are left out, the last one and those that a crash tore.
 
     Raises:
         UnreadableRun: it starts like one of i-PI's and then is not.
@@ -248,10 +250,10 @@ def open_trajectory(path: Path) -> Trajectory | None:
     bead = BEAD.search(lines[1])
     columns = _extxyz_columns(lines[1], quantity)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        offsets = _frame_offsets(data, lines[0] + b"\n", n_atoms)
+        offsets, n_torn = _frame_offsets(data, lines[0] + b"\n", n_atoms)
         if len(offsets) == 0:
             return None
-        first = data.find(b"\n", data.find(b"\n") + 1) + 1
+        first = data.find(b"\n", data.find(b"\n", int(offsets[0])) + 1) + 1
         labels = _labels(data[first : first + 400 * n_atoms], n_atoms)
     steps = np.unique(np.diff(offsets))
     found = Trajectory(
@@ -265,6 +267,7 @@ def open_trajectory(path: Path) -> Trajectory | None:
         offsets=offsets,
         frame_bytes=int(steps[0]) if len(steps) == 1 else 0,
         columns=columns,
+        n_torn=n_torn,
     )
     return _without_repeats(found)
 
@@ -301,8 +304,11 @@ def _extxyz_columns(comment: bytes, quantity: str) -> slice | None:
     return fallback
 
 
-def _frame_offsets(data: mmap.mmap, count_line: bytes, n_atoms: int) -> IntArray:
-    """Byte at which every complete frame starts: by arithmetic where all frames are equally long, else by search."""
+def _frame_offsets(data: mmap.mmap, count_line: bytes, n_atoms: int) -> tuple[IntArray, int]:
+    """Byte at which every complete frame starts, and the number of torn ones before the last.
+
+    By arithmetic where all frames are equally long, else by search.
+    """
     second = data.find(b"\n" + count_line, len(count_line))
     frame_bytes = second + 1 if second >= 0 else len(data)
     n_frames = len(data) // frame_bytes
@@ -310,7 +316,7 @@ def _frame_offsets(data: mmap.mmap, count_line: bytes, n_atoms: int) -> IntArray
         _is_regular(data, count_line, frame_bytes, first, min(CHECKED_FRAMES, n_frames - first))
         for first in range(0, n_frames, CHECKED_FRAMES)
     ):
-        return np.arange(n_frames, dtype=np.int64) * frame_bytes
+        return np.arange(n_frames, dtype=np.int64) * frame_bytes, 0
     return _search_offsets(data, count_line, n_atoms)
 
 
@@ -325,12 +331,14 @@ def _is_regular(data: mmap.mmap, count_line: bytes, frame_bytes: int, first: int
     return regular
 
 
-def _search_offsets(data: mmap.mmap, count_line: bytes, n_atoms: int) -> IntArray:
+def _search_offsets(data: mmap.mmap, count_line: bytes, n_atoms: int) -> tuple[IntArray, int]:
+    """Byte at which every complete frame starts, and the number of torn ones: those end where the next one starts."""
+    begin = count_line + data[len(count_line) : len(count_line) + len(b"# CELL")]
     found, position = [], 0
-    while position >= 0 and data[position : position + len(count_line)] == count_line:
+    while position >= 0:
         found.append(position)
-        position = data.find(b"\n" + count_line, position + len(count_line))
-        position = position + 1 if position >= 0 else -1
-    if found and data[found[-1] : len(data)].count(b"\n") < n_atoms + 2:
-        found.pop()
-    return np.array(found, dtype=np.int64)
+        position = data.find(begin, position + len(begin))
+    frames = itertools.pairwise([*found, len(data)])
+    complete = [start for start, end in frames if data[start:end].count(b"\n") >= n_atoms + 2]
+    n_torn = len(found) - len(complete) - (found[-1] not in complete[-1:])
+    return np.array(complete, dtype=np.int64), n_torn

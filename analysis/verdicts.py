@@ -120,7 +120,7 @@ def attribute(verdict: Verdict, evidence: Evidence) -> Verdict:
 def worst(verdicts: Sequence[Verdict]) -> Status:
     """The status of a run: its worst verdict; "too short" where nothing but rows and input could be judged."""
     present = {verdict.status for verdict in verdicts}
-    status = next((status for status in ORDER if status in present), "too short")
+    status: Status = next((status for status in ORDER if status in present), "too short")
     is_measured = any(not verdict.deviation.exact for verdict in verdicts)
     return "too short" if status == "pass" and not is_measured else status
 

@@ -18,7 +18,7 @@ from scipy.signal import lfilter
 
 K_B = 8.617343e-5  # eV/K
 KINETIC = 1.0364269e-4  # eV per amu (A/ps)^2
-MASSES = {"O": 15.9994, "H": 1.00794}
+MASSES = {"O": 15.9994, "H": 1.00794, "Cl": 35.4527}
 
 INPUT = """<simulation verbosity="low">
   <output prefix="simulation">
@@ -35,7 +35,7 @@ INPUT = """<simulation verbosity="low">
     <forces> {forces} </forces>
     <ensemble> <temperature units="kelvin"> {temperature_K} </temperature> {pressure} </ensemble>
     <motion mode="dynamics">
-      <fixcom> {fixcom} </fixcom>
+      <fixcom> {fixcom} </fixcom> <fixatoms> {fixed} </fixatoms>
       <dynamics mode="{ensemble}">
         <timestep units="femtosecond"> {timestep_fs} </timestep>
         {thermostat} {nmts}
@@ -63,9 +63,12 @@ class Setting:
     stride: int = 8
     n_beads: int = 1
     fixcom: bool = True
+    fixed: tuple[int, ...] = ()  # atoms
+    gle: str = ""  # <A> and <C> of the thermostat
     role: str = "conservative"
     mts: int = 0  # M; 0: single time steps
     n_waters: int = 64
+    n_ions: int = 0  # Cl, after the waters
 
     @property
     def interval_ps(self) -> float:
@@ -73,7 +76,7 @@ class Setting:
 
     @property
     def labels(self) -> list[str]:
-        return ["O", "H", "H"] * self.n_waters
+        return ["O", "H", "H"] * self.n_waters + ["Cl"] * self.n_ions
 
     @property
     def masses(self) -> np.ndarray:
@@ -85,7 +88,7 @@ class Setting:
 
     def text(self) -> str:
         thermostat = (
-            f'<thermostat mode="{self.thermostat}"> <tau units="femtosecond"> {self.tau_fs} </tau> </thermostat>'
+            f'<thermostat mode="{self.thermostat}"> <tau units="femtosecond"> {self.tau_fs} </tau> {self.gle} </thermostat>'
             if self.ensemble != "nve"
             else ""
         )
@@ -97,6 +100,7 @@ class Setting:
             temperature_K=self.temperature_K,
             pressure='<pressure units="bar"> 1 </pressure>' if self.ensemble == "npt" else "",
             fixcom=self.fixcom,
+            fixed=list(self.fixed),
             ensemble=self.ensemble,
             timestep_fs=self.timestep_fs,
             thermostat=thermostat,
@@ -114,15 +118,16 @@ def write_setting(directory: Path, setting: Setting, seed: int = 0) -> None:
 
 
 def water_positions(setting: Setting, seed: int = 0) -> np.ndarray:
-    """Waters of correct geometry on a lattice, turned at random, (n_atoms, 3) A."""
+    """Waters of correct geometry on a lattice, turned at random, and ions on its other sites, (n_atoms, 3) A."""
     rng = np.random.default_rng(seed)
     geometry = np.array([[0.0, 0.0, 0.0], [0.9572, 0.0, 0.0], [-0.24, 0.9266, 0.0]])
-    side = int(np.ceil(setting.n_waters ** (1 / 3)))
-    places = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3)[
-        : setting.n_waters
-    ]
+    n_places = setting.n_waters + setting.n_ions
+    side = int(np.ceil(n_places ** (1 / 3)))
+    places = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n_places]
+    waters, ions = np.split(places * setting.box / side, [setting.n_waters])
     turns = np.linalg.qr(rng.normal(size=(setting.n_waters, 3, 3)))[0]
-    return (places[:, None] * setting.box / side + np.einsum("mij,aj->mai", turns, geometry)).reshape(-1, 3)
+    turned = np.einsum("mij,aj->mai", turns, geometry)
+    return np.concatenate([(waters[:, None] + turned).reshape(-1, 3), ions])
 
 
 def ornstein_uhlenbeck(
@@ -136,12 +141,16 @@ def ornstein_uhlenbeck(
 
 
 def water_velocities(setting: Setting, n_frames: int, seed: int, *, tau_ps: float = 0.05) -> np.ndarray:
-    """Maxwell-Boltzmann velocities with the centre of mass at rest, (n_frames, n_atoms, 3) A/ps."""
+    """Maxwell-Boltzmann velocities, the centre of mass and fixed atoms at rest, (n_frames, n_atoms, 3) A/ps.
+
+    As in i-PI, the centre of mass is free where atoms are fixed.
+    """
     rng = np.random.default_rng(seed)
     masses = setting.masses[:, None]
     unit = ornstein_uhlenbeck(n_frames, (len(masses), 3), tau_ps / setting.interval_ps, rng)
     velocities = unit * np.sqrt(K_B * setting.temperature_K / (KINETIC * masses))
-    if setting.fixcom:
+    velocities[:, list(setting.fixed)] = 0.0
+    if setting.fixcom and not setting.fixed:
         velocities -= (masses * velocities).sum(axis=1, keepdims=True) / masses.sum()
     return velocities
 
@@ -197,7 +206,7 @@ def clean_columns(
 ) -> dict[str, np.ndarray]:
     """Columns of a sound run: `conserved` is bounded noise, temperatures are those of the velocities.
 
-    As in i-PI, temperatures hold the target temperature for what the fixed centre of mass takes.
+    As in i-PI, temperatures hold the target temperature for what the fixed centre of mass, or fixed atoms, take.
     """
     rng = np.random.default_rng(seed + 10**6)
     if velocities is None:
@@ -212,8 +221,9 @@ def clean_columns(
     for label in ("O", "H"):
         chosen = np.array(setting.labels) == label
         n_own = np.count_nonzero(chosen)
-        fixed = 3.0 * setting.masses[chosen].sum() / setting.masses.sum() if setting.fixcom else 0.0
-        padding = fixed * setting.temperature_K
+        share = setting.masses[chosen].sum() / setting.masses.sum() if setting.fixcom else 0.0
+        removed = 3.0 * (np.count_nonzero(chosen[list(setting.fixed)]) if setting.fixed else share)
+        padding = removed * setting.temperature_K
         columns[f"temperature({label}){{kelvin}}"] = (2.0 * energies[label] / K_B + padding) / (3.0 * n_own)
     return columns
 

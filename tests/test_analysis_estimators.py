@@ -11,6 +11,7 @@ from analysis.dynamics import (
     Displacement,
     Spectrum,
     band_temperatures,
+    comparable,
     diffusion,
     displacement,
     finite_size_correction,
@@ -19,13 +20,14 @@ from analysis.dynamics import (
 from analysis.errors import AnalysisError, MissingOutput, TooShort
 from analysis.kinetics import (
     degrees_of_freedom,
+    moving_species,
     species_temperatures,
     temperature,
     temperature_series,
     width_temperature,
 )
-from analysis.molecules import find_molecules, part_temperatures
-from analysis.nonconservative import force_difference, nonconservative_power
+from analysis.molecules import find_molecules, part_temperature_series, part_temperatures
+from analysis.nonconservative import force_difference, nonconservative_power, power_series
 from analysis.path_integrals import (
     estimator_mismatch,
     internal_temperature_series,
@@ -147,6 +149,34 @@ def test_degrees_of_freedom_of_species_add_up(tmp_path):
     assert degrees_of_freedom(ring, mode=1).remaining == 3 * 192
 
 
+def test_fixed_atoms_lose_their_part_of_every_mode(tmp_path):
+    setting = with_(SETTING, n_beads=4, thermostat="pile_l", n_waters=2, fixed=(0, 1, 2, 3))
+    run = read_run(write_clean(tmp_path, setting, 20))
+    assert degrees_of_freedom(run).remaining == 3 * 2 * 4
+    assert {degrees_of_freedom(run, mode=mode).remaining for mode in range(4)} == {6}
+    assert degrees_of_freedom(run, "H", 2).remaining == 6
+    assert moving_species(run) == ["H"]
+    with pytest.raises(AnalysisError, match=r"T\(O\) is not defined, the input holds all of it fixed"):
+        temperature_series(run, "O")
+
+
+def test_species_with_fixed_atoms_have_the_temperature_of_those_that_move(tmp_path):
+    setting = with_(SETTING, fixed=(0, 1, 2, 3))
+    columns = clean_columns(setting, 3000, 4, water_velocities(setting, 3000, 4, tau_ps=0.002))
+    run = read_run(write_clean(tmp_path, setting, 3000, 4, **columns))
+    found = {"": temperature(run), **species_temperatures(run)}
+    assert set(found) == {"", "O", "H"}
+    assert all(abs(own.sigmas_from(300.0)) < 3.5 and own.error < 1.0 for own in found.values())
+
+
+def test_centroids_under_constraint_take_three_degrees_of_freedom_of_each_atom(tmp_path):
+    setting = with_(SETTING, n_beads=4, thermostat="pile_l", ensemble="nvt-cc")
+    run = read_run(write_clean(tmp_path, setting, 20))
+    assert degrees_of_freedom(run).remaining == 3 * 192 * 3
+    assert degrees_of_freedom(run, "O").remaining == 3 * 64 * 3
+    assert [degrees_of_freedom(run, mode=mode).remaining for mode in range(4)] == [0, 576, 576, 576]
+
+
 def test_width_of_the_kinetic_energy_tells_the_temperature_as_physical_validation_does(tmp_path):
     run = read_run(write_clean(tmp_path, SETTING, 5000, 5))
     found = width_temperature(run)
@@ -197,6 +227,44 @@ def test_hot_translation_is_found_in_the_translation_only(tmp_path):
     assert abs(found["vibration"].sigmas_from(300.0)) < 3.5
 
 
+def test_an_ion_takes_its_share_of_the_fixed_centre_of_mass(tmp_path):
+    """26 waters and one Cl: 3 x 26 - 3 M_water/M degrees of freedom of translation, 3.6 % fewer than 3 x 26."""
+    setting = with_(SETTING, n_waters=26, n_ions=1)
+    n_frames = 1000
+    positions = np.repeat(water_positions(setting)[None], n_frames, axis=0)
+    velocities = water_velocities(setting, n_frames, 8, tau_ps=0.002)
+    run = with_trajectories(
+        tmp_path, setting, pos=("positions", "angstrom", positions), vel=("velocities", "a/ps", velocities)
+    )
+    masses = setting.masses
+    assert part_temperature_series(run)["translation"][1] == pytest.approx(
+        3 * 26 - 3 * masses[:-1].sum() / masses.sum()
+    )
+    found = part_temperatures(run)
+    assert all(abs(own.sigmas_from(300.0)) < 3.5 for own in found.values())
+    assert found["translation"].error < 2.5
+
+
+def test_molecules_with_fixed_atoms_are_left_out(tmp_path):
+    """Fixed atoms free the centre of mass, whatever `fixcom` says."""
+    setting = with_(SETTING, n_waters=27, fixed=(0, 1, 2, 3, 7))  # one water, an O, an H
+    positions = np.repeat(water_positions(setting)[None], 800, axis=0)
+    velocities = water_velocities(setting, 800, 9, tau_ps=0.002)
+    run = with_trajectories(
+        tmp_path, setting, pos=("positions", "angstrom", positions), vel=("velocities", "a/ps", velocities)
+    )
+    assert run.facts is not None
+    assert not run.facts.fixcom
+    assert {part: own[1] for part, own in part_temperature_series(run).items()} == {
+        "translation": 72, "rotation": 72, "vibration": 72,
+    }  # fmt: skip
+    assert all(abs(own.sigmas_from(300.0)) < 3.5 for own in part_temperatures(run).values())
+    all_fixed = with_(setting, fixed=tuple(range(0, 81, 3)))
+    write_setting(tmp_path, all_fixed)
+    with pytest.raises(AnalysisError, match="all of them hold fixed atoms"):
+        part_temperatures(read_run(tmp_path))
+
+
 def test_molecules_are_found_across_the_boundary(tmp_path):
     run = read_run(write_clean(tmp_path, SETTING, 20))
     shifted = (water_positions(SETTING) + 0.3) % SETTING.box
@@ -221,16 +289,62 @@ def test_spectrum_integrates_to_the_temperature_and_is_lorentzian_for_ou_velocit
     np.testing.assert_allclose(spectrum.density[inside], exact[inside], rtol=0.15)
 
 
+def oscillating(wavenumber: float, stride: int, n_frames: int) -> tuple[Setting, tuple[str, str, np.ndarray]]:
+    """Two waters of which every atom swings at one frequency, in steps of 0.5 fs."""
+    setting = with_(SETTING, n_waters=2, fixcom=False, stride=stride)
+    times = np.arange(n_frames) * setting.interval_ps
+    phases = np.random.default_rng(9).uniform(0, 2 * np.pi, (6, 3))
+    velocities = 5.0 * np.cos(2 * np.pi * wavenumber * 0.0299792458 * times[:, None, None] + phases)
+    return setting, ("velocities", "a/ps", velocities)
+
+
 def test_oscillator_stands_at_its_wavenumber(tmp_path):
-    setting = with_(SETTING, n_waters=2, fixcom=False, stride=4)
-    times = np.arange(6000) * setting.interval_ps
-    rng = np.random.default_rng(9)
-    phases = rng.uniform(0, 2 * np.pi, (6, 3))
-    velocities = 5.0 * np.cos(2 * np.pi * 3400.0 * 0.0299792458 * times[:, None, None] + phases)
-    run = with_trajectories(tmp_path, setting, vel=("velocities", "a/ps", velocities))
+    setting, frames = oscillating(3400.0, 4, n_frames=6000)
+    run = with_trajectories(tmp_path, setting, vel=frames)
     spectrum = velocity_spectrum(run)
     assert spectrum.wavenumber[np.argmax(spectrum.density)] == pytest.approx(3400.0, abs=17.0)
     assert spectrum.centre(3000.0, 3800.0).value == pytest.approx(3400.0, abs=2.0)
+
+
+@pytest.mark.parametrize("stride", [10, 12, 16])
+def test_velocities_that_would_fold_a_stretch_to_lower_frequencies_make_no_spectrum(tmp_path, stride):
+    """3400 1/cm written every 8 fs would show at 767 1/cm, a beat with the 4167 1/cm of the frames."""
+    setting, frames = oscillating(3400.0, stride, n_frames=1600)
+    run = with_trajectories(tmp_path, setting, vel=frames)
+    with pytest.raises(MissingOutput, match=r"too rarely.*up to 4054 1/cm.*write them every 4 fs or less"):
+        velocity_spectrum(run)
+
+
+def test_without_hydrogen_velocities_may_be_written_more_rarely(tmp_path):
+    setting, frames = oscillating(1900.0, 14, n_frames=1200)
+    heavy = '<masses mode="manual" units="dalton"> [' + ",".join(["16"] * 6) + "] </masses>"
+    run = with_trajectories(tmp_path, setting, vel=frames)
+    text = (tmp_path / "input.xml").read_text().replace("</initialize>", heavy + "</initialize>")
+    (tmp_path / "input.xml").write_text(text)
+    spectrum = velocity_spectrum(read_run(tmp_path))
+    assert spectrum.wavenumber[np.argmax(spectrum.density)] == pytest.approx(1900.0, abs=17.0)
+    with pytest.raises(MissingOutput, match="every 4 fs or less"):
+        velocity_spectrum(run)
+
+
+def test_bands_that_one_spectrum_cannot_hold_are_not_compared():
+    def spectrum(nyquist: float, *bands: tuple[float, float]) -> Spectrum:
+        wavenumber = np.arange(0.0, nyquist, 17.0)
+        inside = np.any([(wavenumber >= low) & (wavenumber < high) for low, high in bands], axis=0)
+        return Spectrum(wavenumber, np.outer([0.9, 1.0, 1.1], inside.astype(float)))
+
+    whole = spectrum(4170.0, (0.0, 600.0), (3300.0, 3500.0))
+    low_only = {(0.0, 300.0), (300.0, 1000.0)}
+    for other in (
+        spectrum(2084.0, (0.0, 600.0)),
+        spectrum(2780.0, (0.0, 600.0), (2600.0, 2700.0)),
+        spectrum(4170.0, (0.0, 600.0)),
+    ):
+        assert set(band_temperatures(other, whole, 300.0)) == low_only
+        assert set(band_temperatures(whole, other, 300.0)) <= low_only
+        assert not comparable(whole, other, 2500.0, 4500.0)
+    finer = spectrum(8340.0, (0.0, 600.0), (3300.0, 3500.0))
+    assert set(band_temperatures(whole, finer, 300.0)) == low_only | {(2500.0, 4500.0)}
 
 
 def test_hot_band_is_found_against_a_reference():
@@ -360,6 +474,24 @@ def test_work_of_direct_forces_is_that_of_a_known_power(tmp_path):
     assert apart.rms.value == pytest.approx(1e-4 * np.sqrt((velocities**2).mean()), rel=1e-2)
     assert apart.rms_by_species["H"].value > 3 * apart.rms_by_species["O"].value
     assert apart.correlation_ps.value == pytest.approx(0.05, rel=0.5)
+
+
+@pytest.mark.parametrize("torn", ["fd", "fc", "vel"])
+def test_work_is_taken_where_all_trajectories_have_frames(tmp_path, torn):
+    """While a run goes on, the last frame of one file is there and that of another is not yet."""
+    setting = with_(SETTING, role="direct", ensemble="nve", n_waters=2)
+    velocities = water_velocities(setting, 40, 14)
+    truth = np.random.default_rng(15).normal(size=velocities.shape)
+    frames = {"vel": velocities, "fd": truth + 1e-4 * velocities, "fc": truth}
+    frames[torn] = frames[torn][:-1]
+    run = with_trajectories(
+        tmp_path, setting,
+        vel=("velocities", "a/ps", frames["vel"]), fd=("forces_component_raw", "ev/ang", frames["fd"]),
+        fc=("forces_component_raw", "ev/ang", frames["fc"]),
+    )  # fmt: skip
+    exact = 1e-4 * (velocities[:39] ** 2).sum(axis=(1, 2)) * 1e3 / 6
+    np.testing.assert_allclose(power_series(run).values, exact, rtol=0.02, atol=0.02 * exact.mean())
+    assert force_difference(run).rms.value > 0
 
 
 def test_work_is_not_defined_under_multiple_time_stepping(tmp_path):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+import ipi_inputs
 from analysis import read_run
 from analysis.assessment import assess
+from analysis.cli import analyze
 from analysis.drift import bath_heat, energy_drift
 from analysis.errors import AnalysisError, MissingOutput, UnreadableRun
 from analysis.inputfile import read_facts
@@ -137,6 +142,24 @@ def test_outputs_of_different_runs_in_one_file_are_refused(tmp_path):
         read_properties(tmp_path / "out")
 
 
+def test_columns_in_another_order_or_unit_in_one_file_are_refused(tmp_path):
+    columns = table(**{"volume{angstrom3}": np.ones(50)})
+    swapped = {
+        name: columns[name] for name in [*list(columns)[:2], "volume{angstrom3}", "conserved{electronvolt}"]
+    }
+    other_unit = {name.replace("electronvolt", "kelvin"): own for name, own in columns.items()}
+    write_table(tmp_path / "a", columns)
+    for name, later in (("swapped", swapped), ("unit", other_unit), ("fewer", table())):
+        write_table(tmp_path / "b", later)
+        (tmp_path / name).write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+        with pytest.raises(UnreadableRun, match="two different headers"):
+            read_properties(tmp_path / name)
+    second = {name: own + 50.0 for name, own in columns.items()}
+    write_table(tmp_path / "b", second)
+    (tmp_path / "same").write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    assert read_properties(tmp_path / "same").n_rows == 100
+
+
 def test_a_run_is_found_by_directory_input_and_prefix(tmp_path):
     run = write_clean(tmp_path / "run", SETTING, 400)
     found = [
@@ -167,6 +190,61 @@ def test_facts_of_the_input(tmp_path):
     assert facts.components[1].mts_weights == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "modes"),
+    [("pimd-piglet", {1, 2, 3}), ("nvt-gle", set()), ("pimd-pile-l", set()), ("nvt-svr", set())],
+)
+def test_modes_that_a_thermostat_holds_off_equilibrium_are_told_by_its_matrices(name, modes):
+    facts = read_facts(Path(__file__).parents[1] / "ipi_inputs" / f"{name}.xml")
+    assert facts.noncanonical_modes == modes
+
+
+@pytest.mark.parametrize(
+    ("thermostat", "modes"),
+    [
+        ('<thermostat mode="gle"> {A} {quantum} </thermostat>', {0, 1}),
+        ('<thermostat mode="gle"> {A} {classical} </thermostat>', set()),
+        (
+            '<thermostat mode="pile_l"> {tau} <pile_centroid_t units="kelvin"> 500 </pile_centroid_t> </thermostat>',
+            {0},
+        ),
+        (
+            '<thermostat mode="multi"> <thermostat mode="svr"> {tau} </thermostat> '
+            '<thermostat mode="gle"> {A} {quantum} </thermostat> </thermostat>',
+            {0, 1},
+        ),
+    ],
+)
+def test_every_thermostat_that_is_off_equilibrium_by_design_is_known(tmp_path, thermostat, modes):
+    parts = {
+        "tau": '<tau units="femtosecond"> 10 </tau>',
+        "A": '<A shape="(2, 2)"> [0.01, 0.001, -0.001, 0.0001] </A>',
+        "quantum": '<C shape="(2, 2)" units="kelvin"> [1800, -200, -200, 1800] </C>',
+        "classical": '<C shape="(2, 2)" units="kelvin"> [600, 0, 0, 600] </C>',
+    }
+    write_setting(tmp_path, with_(SETTING, n_beads=2))
+    text = (tmp_path / "input.xml").read_text()
+    start, end = text.index("<thermostat"), text.index("</thermostat>") + len("</thermostat>")
+    (tmp_path / "input.xml").write_text(text[:start] + thermostat.format(**parts) + text[end:])
+    assert read_facts(tmp_path / "input.xml").noncanonical_modes == modes
+
+
+@pytest.mark.parametrize(
+    ("fixed", "dof"),
+    [
+        ("<fixatoms> [2, 0] </fixatoms>", (0, 1, 2, 6, 7, 8)),
+        ("<fixatoms_dof> [5, 8] </fixatoms_dof>", (5, 8)),
+    ],
+)
+def test_fixed_degrees_of_freedom_override_the_fixed_centre_of_mass(tmp_path, fixed, dof):
+    write_setting(tmp_path, SETTING)
+    text = (tmp_path / "input.xml").read_text()
+    assert read_facts(tmp_path / "input.xml").fixcom
+    (tmp_path / "input.xml").write_text(text.replace("<fixatoms> [] </fixatoms>", fixed))
+    facts = read_facts(tmp_path / "input.xml")
+    assert (facts.fixed_dof, facts.fixcom) == (dof, False)
+
+
 def test_parts_of_a_run_are_stitched(tmp_path):
     whole = clean_columns(SETTING, 400, 1)
     for name, rows in (("first", slice(0, 250)), ("second", slice(200, 400))):
@@ -179,6 +257,15 @@ def test_parts_of_a_run_are_stitched(tmp_path):
         stitched.series("conserved").values, read_run(tmp_path / "all").series("conserved").values
     )
     assert stitched.tables[0].rewinds == (200,)
+
+
+def test_parts_that_count_steps_from_0_again_are_not_stitched(tmp_path):
+    parts = [write_clean(tmp_path / name, SETTING, n_rows) for name, n_rows in (("a", 300), ("b", 500))]
+    with pytest.raises(UnreadableRun, match="count steps from 0 again"):
+        read_run(*parts).series("conserved")
+    result = CliRunner().invoke(analyze, ["--stitch", *map(str, parts)])
+    assert result.exit_code == 2
+    assert "one by one" in result.output
 
 
 def test_several_runs_in_one_directory_are_refused_and_named(tmp_path):
@@ -195,6 +282,99 @@ def test_several_inputs_in_one_directory_are_refused_and_named(tmp_path):
     (tmp_path / "b.xml").write_text((tmp_path / "a.xml").read_text())
     with pytest.raises(UnreadableRun, match=r"several inputs \(a.xml, b.xml\)"):
         read_run(tmp_path)
+
+
+def test_a_continuation_is_no_second_input_and_stands_in_where_the_input_is_gone(tmp_path):
+    write_clean(tmp_path, SETTING, 20)
+    (tmp_path / "input.xml").rename(tmp_path / "nvt.xml")
+    (tmp_path / "CONTINUE.xml").write_text((tmp_path / "nvt.xml").read_text().replace(" 300.0 ", " 310.0 "))
+    assert read_run(tmp_path).target_K == pytest.approx(300.0)
+    assert read_run(tmp_path / "simulation").target_K == pytest.approx(300.0)
+    (tmp_path / "nvt.xml").unlink()
+    assert read_run(tmp_path).target_K == pytest.approx(310.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "system", "start"),
+    [
+        ("data/run", "", "data/run."),
+        ("run", "a", "a_run."),
+        ("data/run", "a", "a_data/run."),
+        ("", "a", "a_"),
+        ("", "", ""),
+    ],
+)
+def test_outputs_are_found_by_both_prefixes_and_in_their_folder(tmp_path, output, system, start):
+    write_setting(tmp_path, SETTING)
+    text = (tmp_path / "input.xml").read_text()
+    text = text.replace('prefix="simulation"', f'prefix="{output}"').replace(
+        "<system>", f'<system prefix="{system}">'
+    )
+    (tmp_path / "input.xml").write_text(text)
+    (tmp_path / f"{start}out").parent.mkdir(exist_ok=True)
+    write_table(tmp_path / f"{start}out", clean_columns(SETTING, 20, 1))
+    frames = water_positions(SETTING)[None]
+    write_trajectory(tmp_path / f"{start}fd_0.xyz", SETTING, frames, "forces_component_raw", "ev/ang")
+    if start:
+        write_table(tmp_path / "other.out", table())
+    for path in (tmp_path, tmp_path / "input.xml", *([tmp_path / start[:-1]] if start else [])):
+        run = read_run(path)
+        assert run.duration_ps == pytest.approx(19 * 0.004)
+        assert run.trajectory("forces_component_raw", index=0).n_frames == 1
+        assert run.facts is not None
+
+
+def scan(directory, **settings: Setting) -> None:
+    """An input of several systems, from a template, and outputs of each; the prefix of the outputs is `scan`."""
+    write_setting(directory, SETTING)
+    head, system = (directory / "input.xml").read_text().split("<system>")
+    system = system.split("</system>")[0].replace(" 0.5 ", " STEP ").replace(" 100.0 ", " TAU ")
+    instances = [
+        f"<instance> [ {name}, {own.timestep_fs}, {own.tau_fs} ] </instance>"
+        for name, own in settings.items()
+    ]
+    template = f'<template> <system prefix="NAME"> {system} </system> </template>'
+    text = f"{head} <system_template> <labels> [ NAME, STEP, TAU ] </labels> {' '.join(instances)} {template}"
+    text = text.replace('prefix="simulation"', 'prefix="scan"') + "</system_template> </simulation>"
+    (directory / "input.xml").write_text(text)
+    for name, own in settings.items():
+        write_table(directory / f"{name}_scan.out", clean_columns(own, 300, 1))
+
+
+def test_a_system_of_several_is_chosen_by_the_prefix_of_its_outputs(tmp_path):
+    settings = {
+        "outer-3.0fs": with_(SETTING, timestep_fs=3.0),
+        "outer-3.5fs": with_(SETTING, timestep_fs=3.5, tau_fs=50.0),
+    }
+    scan(tmp_path, **settings)
+    for name, own in settings.items():
+        run = read_run(tmp_path / f"{name}_scan")
+        assert run.facts is not None
+        assert run.facts.thermostat is not None
+        assert (run.facts.timestep_fs, run.facts.thermostat.tau_fs) == pytest.approx(
+            (own.timestep_fs, own.tau_fs)
+        )
+        assert run.duration_ps == pytest.approx(299 * own.interval_ps)
+        assert len(run.tables) == 1
+    for path in (tmp_path, tmp_path / "input.xml"):
+        with pytest.raises(
+            UnreadableRun,
+            match=r"wanted one <system>, got 2; name the outputs of one: .*outer-3.0fs_scan, .*",
+        ):
+            read_run(path)
+    with pytest.raises(UnreadableRun, match=r"inputs there name outer-3\.0fs_scan, outer-3\.5fs_scan"):
+        read_run(tmp_path / "scan")
+    result = CliRunner().invoke(analyze, [str(tmp_path / "outer-3.0fs_scan")])
+    assert result.exit_code == 0, result.output
+    assert "outer-3.0fs_scan" in result.output
+
+
+def test_systems_of_the_scan_in_the_library_are_told_apart():
+    path = Path(ipi_inputs.__file__).with_name("resonance-scan.xml")
+    facts = read_facts(path, "outer-4.5fs_resonance-scan")
+    assert (facts.timestep_fs, facts.inner_steps) == (pytest.approx(4.5), 9)
+    assert facts.atoms is not None
+    assert facts.atoms.n_atoms == 192
 
 
 @pytest.mark.parametrize("what", ["nothing", "empty", "input only"])
@@ -285,6 +465,34 @@ def test_columns_of_files_with_different_strides_meet_at_common_times(tmp_path):
         - columns["kinetic_md{electronvolt}"]
     )[::4]
     np.testing.assert_allclose(heat.values, exact - exact[0], atol=1e-6)
+
+
+def test_a_properties_file_without_step_or_time_is_a_gap_and_not_the_end(tmp_path):
+    columns = clean_columns(SETTING, 400, 1)
+    write_setting(tmp_path, SETTING)
+    write_table(
+        tmp_path / "simulation.extra", {name: columns[name][::4] for name in ("potential{electronvolt}",)}
+    )
+    kept = {name: own for name, own in columns.items() if not name.startswith("potential")}
+    write_table(tmp_path / "simulation.out", kept)
+    run = read_run(tmp_path)
+    assert run.duration_ps == pytest.approx(399 * 0.004)
+    with pytest.raises(MissingOutput, match="the properties file of potential has neither 'time' nor 'step'"):
+        run.series("potential")
+    assert "drift" in assess(run).measured.estimates
+    write_table(tmp_path / "simulation.out", columns)
+    assert len(read_run(tmp_path).series("potential")) == 400
+
+
+def test_an_optimisation_has_no_time_and_so_nothing_to_judge(tmp_path):
+    write_setting(tmp_path, SETTING)
+    head, dynamics = (tmp_path / "input.xml").read_text().split('<motion mode="dynamics">')
+    motion = '<motion mode="minimize"> <optimizer mode="bfgstrm"/> </motion>'
+    (tmp_path / "input.xml").write_text(head + motion + dynamics.split("</motion>")[1])
+    write_table(
+        tmp_path / "simulation.out", {"step": np.arange(20.0), "potential{electronvolt}": np.arange(20.0)}
+    )
+    assert assess(read_run(tmp_path)).status == "too short"
 
 
 def test_trajectory_of_another_system_is_refused(tmp_path):

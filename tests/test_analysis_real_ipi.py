@@ -17,7 +17,7 @@ from scipy.linalg import solve_continuous_lyapunov
 
 from analysis import Run, read_run
 from analysis.drift import bath_heat, energy_drift, langevin_power, svr_power
-from analysis.kinetics import temperature, temperature_series
+from analysis.kinetics import mode_temperatures, temperature, temperature_series
 from analysis.path_integrals import estimator_mismatch, mismatch_from_temperatures, quantum_kinetic_energies
 from analysis.statistics import mean, slope
 from analysis.units import boltzmann
@@ -44,8 +44,9 @@ INPUT = """<simulation verbosity="quiet">
     <forces> <force forcefield="swirl"/> </forces>
     <ensemble> <temperature units="kelvin"> 300 </temperature> </ensemble>
     <motion mode="dynamics">
-      <fixcom> False </fixcom>
-      <dynamics mode="nvt">
+      <fixcom> {fixcom} </fixcom>
+      <fixatoms> {fixed} </fixatoms>
+      <dynamics mode="{ensemble}">
         <timestep units="femtosecond"> {timestep_fs} </timestep>
         <thermostat mode="{thermostat}">
           <tau units="femtosecond"> {tau_fs} </tau> <pile_lambda> {pile_lambda} </pile_lambda>
@@ -72,6 +73,9 @@ class Well:
     pile_lambda: float = 1.0
     start_K: float = 300.0
     seed: int = 1
+    ensemble: str = "nvt"
+    fixcom: bool = False
+    n_fixed: int = 0
 
     @property
     def stiffness(self) -> float:
@@ -87,13 +91,14 @@ class Well:
         )
         header = "# CELL(abcABC): 500 500 500 90 90 90 positions{atomic_unit} cell{atomic_unit}"
         (directory / "start.xyz").write_text(f"{self.n_atoms}\n{header}\n{rows}")
-        modes = ", spring{electronvolt}, temperature{kelvin}, temperature(nm=0){kelvin}, kinetic_cv{electronvolt}, "
-        modes += "kinetic_td{electronvolt}"
+        modes = ", spring{electronvolt}, temperature{kelvin}, temperature(nm=0){kelvin}, temperature(nm=1){kelvin}, "
+        modes += "kinetic_cv{electronvolt}, kinetic_td{electronvolt}"
         text = INPUT.format(
             stride=4, more=modes if self.n_beads > 1 else "", steps=self.steps, seed=self.seed,
             pes=Path(__file__).with_name("analysis_swirl.py"), k=self.stiffness, swirl=self.swirl_over_k * self.stiffness,
             n_beads=self.n_beads, start_K=self.start_K, timestep_fs=self.timestep_fs, thermostat=self.thermostat,
-            tau_fs=self.tau_fs, pile_lambda=self.pile_lambda,
+            tau_fs=self.tau_fs, pile_lambda=self.pile_lambda, ensemble=self.ensemble, fixcom=self.fixcom,
+            fixed=list(range(self.n_fixed)),
         )  # fmt: skip
         (directory / "input.xml").write_text(text)
         command = [str(Path(sys.executable).with_name("i-pi")), "input.xml"]
@@ -186,6 +191,32 @@ def test_mismatch_of_kinetic_estimators_is_the_heat_of_the_internal_modes(tmp_pa
     assert accounted.value > 8 * accounted.error
     assert abs(mismatch.minus(accounted).sigmas_from(0.0)) < 4
     assert mismatch.value > 5 * mismatch.error
+
+
+def test_fixed_atoms_take_no_part_in_modes_and_estimators(tmp_path):
+    """i-PI counts them in K_td, 3 P k_B T/2 each; `fixcom`, which the input asks for as well, it overrides."""
+    well = replace(
+        RING, swirl_over_k=0.0, pile_lambda=1.0, n_atoms=60, n_fixed=30, fixcom=True, steps=2000, tau_fs=20.0
+    )
+    run = well.run(tmp_path)
+    padded = 1.5 * well.n_fixed * (well.n_beads - 1) * boltzmann() * TARGET
+    assert abs(estimator_mismatch(run).sigmas_from(0.0)) < 4
+    assert estimator_mismatch(run).error < 0.1 * padded
+    moving = exact_quantum_kinetic_energy(replace(well, n_atoms=well.n_atoms - well.n_fixed))
+    found = {"whole": temperature(run), **mode_temperatures(run)}
+    assert {len(found), *(abs(own.sigmas_from(TARGET)) < 4 for own in found.values())} == {3, True}
+    assert all(abs(own.sigmas_from(moving)) < 4 for own in quantum_kinetic_energies(run).values())
+
+
+def test_constrained_centroids_have_no_temperature_and_the_rest_has_the_target(tmp_path):
+    well = replace(
+        RING, swirl_over_k=0.0, pile_lambda=1.0, n_atoms=60, ensemble="nvt-cc", steps=1000, fixcom=True
+    )
+    run = well.run(tmp_path)
+    found = {"whole": temperature(run), **mode_temperatures(run)}
+    assert set(found) == {"whole", 1}
+    assert all(abs(own.sigmas_from(TARGET)) < 4 and own.error < 15.0 for own in found.values())
+    assert abs(mismatch_from_temperatures(run, TARGET).sigmas_from(0.0)) < 4
 
 
 @pytest.mark.slow

@@ -182,6 +182,18 @@ def test_command_compares_with_a_reference(runs):
     assert "sound (reference)" in result.output
 
 
+def test_velocities_written_too_rarely_are_a_gap_in_a_comparison(runs, tmp_path):
+    setting = with_(SETTING, stride=16)
+    path = write_clean(tmp_path / "rare", setting, 1200, 1)
+    velocities = water_velocities(setting, 1200, 1)
+    write_trajectory(path / "simulation.vel_0.xyz", setting, velocities, "velocities", "a/ps")
+    for own, trusted in ((path, runs / "sound"), (runs / "sound", path)):
+        result = CliRunner().invoke(analyze, [str(own), "--reference", str(trusted)])
+        assert result.exit_code == 0, result.output
+        assert "1/cm" not in result.output.split("Not computed")[0]
+        assert ("written every 8 fs, too rarely" in result.output) == (own == path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -80,6 +80,16 @@ def test_slope_of_a_line_is_exact():
     assert found.unit == "K/ps"
 
 
+@pytest.mark.parametrize("n_samples", [49, 71, 95])
+def test_slope_uses_the_whole_of_a_series_that_48_blocks_do_not_divide(n_samples):
+    line = 2.0 + 7.0 * np.arange(n_samples) * 0.001
+    assert slope(series(line)).value == pytest.approx(7.0)
+    bent = np.where(np.arange(n_samples) == 0, line - 1.0, line)
+    assert slope(series(bent)).value > 7.0 + 1e-3
+    for noise in (lambda rng: rng.normal(size=n_samples), lambda rng: np.cumsum(rng.normal(size=n_samples))):
+        assert 0.5 < deviates(slope, noise, 0.0).std() < 1.25
+
+
 def test_errors_of_oscillating_series_are_calibrated():
     """(1 + cos) decay, as of the kinetic energy of a solid: positive again after the first trough."""
 
@@ -99,6 +109,17 @@ def test_autocorrelation_time_of_ou_series_is_that_of_the_process():
     exact = 0.001 * 0.5 / np.tanh(0.05)
     assert found.value == pytest.approx(exact, rel=0.25)  # the largest of several blockings: cautious
     assert abs(found.value - exact) < 4 * found.error
+
+
+@pytest.mark.parametrize("n_samples", [100_000, 1_000_000])
+@pytest.mark.parametrize("steps", [5.0, 100.0])
+def test_autocorrelation_time_of_a_very_long_series_may_be_shorter_than_a_block(n_samples, steps):
+    rng = np.random.default_rng(7)
+    found = autocorrelation_time(series(ornstein_uhlenbeck(n_samples, (), steps, rng)))
+    exact = 0.001 * 0.5 / np.tanh(0.5 / steps)
+    assert found.value == pytest.approx(exact, rel=0.5)
+    assert abs(found.value - exact) < 3 * found.error
+    assert found.error < 0.5 * exact
 
 
 def test_long_series_are_coarsened_without_changing_mean_or_error():

@@ -81,6 +81,18 @@ def test_a_last_frame_that_is_not_complete_is_left_out(velocities, cut):
     assert opened(velocities.path.with_name("cut.xyz")).n_frames == 39
 
 
+@pytest.mark.parametrize("cut", [-1, -5, -48, -50, 60, 10])
+def test_a_torn_frame_that_no_restart_replaced_is_left_out_and_counted(tmp_path, velocities, cut):
+    data, size = velocities.path.read_bytes(), velocities.frame_bytes
+    torn = data[20 * size : 21 * size][:cut]
+    (tmp_path / "torn.xyz").write_bytes(data[: 20 * size] + torn + data[21 * size :])
+    found = opened(tmp_path / "torn.xyz")
+    assert (found.n_frames, found.n_torn) == (39, 1)
+    kept = np.delete(velocities.frames().values, 20, axis=0)
+    np.testing.assert_allclose(found.frames().values, kept, rtol=1e-14)
+    assert found.step(20) == 21 * SETTING.stride
+
+
 def test_frames_that_a_restart_wrote_again_replace_the_earlier_ones(tmp_path, velocities):
     data, size = velocities.path.read_bytes(), velocities.frame_bytes
     again = data[20 * size : 30 * size].replace(b"  1.", b"  2.")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import read_run
+from analysis import read_run, report
 from analysis.assessment import Assessment, assess
 from analysis.evidence import half_period_fs
+from analysis.measure import measure
 from analysis.rules import CAUSES, RULES
 from analysis.statistics import Estimate
 from analysis.verdicts import Deviation, Verdict, judge
@@ -100,6 +101,24 @@ def test_the_same_drift_under_conservative_forces_is_not_blamed_on_direct_ones(t
     own = verdict(run_of(tmp_path, setting, 2500, 1, **{"conserved{electronvolt}": rise}), "drift")
     assert own.status == "fail"
     assert causes(own) == ["time step", "unexplained"]
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_forces_are_called_conservative_only_where_the_input_says_so(tmp_path, stated):
+    setting = with_(SETTING, ensemble="nve")
+    columns = clean_columns(setting, 2500, 1)
+    columns["conserved{electronvolt}"] += 3.5e-3 * 192 * columns["time{picosecond}"]
+    run = write_clean(tmp_path, setting, 2500, 1, **columns)
+    if not stated:
+        text = (run / "input.xml").read_text()
+        (run / "input.xml").write_text(text.replace("<parameters>{forces: conservative}</parameters>", "", 1))
+    found = assess(read_run(run))
+    own = verdict(found, "drift").attributions[-1]
+    assert own.cause == "unexplained"
+    assert ("conservative forces" if stated else "forces not stated") in report.setting(found)
+    assert ("the forces say that they are conservative" in own.because) == stated
+    assert ("direct ones would explain it" in own.because) != stated
+    assert ("write <parameters>{forces: ...}</parameters>" in own.remedy) != stated
 
 
 def test_power_through_the_bath_is_a_warning_where_temperatures_hold(tmp_path):
@@ -215,6 +234,77 @@ def test_heat_of_the_centroid_is_seen_by_its_temperature_and_not_by_the_estimato
     found = run_of(tmp_path, setting, LONG, 7, **columns)
     assert verdict(found, "modes", "centroid").status == "fail"
     assert verdict(found, "estimators").status == "pass"
+
+
+def gle(*temperatures: float, coupling: float = 0.0) -> str:
+    """<A> and <C> of one additional momentum for each normal mode; `coupling` makes all but the first quantum."""
+    drift = "0.01, 0.001, -0.001, 0.0001, " * len(temperatures)
+    blocks = [
+        f"{own}, {coupling * bool(mode)}, {coupling * bool(mode)}, {own}"
+        for mode, own in enumerate(temperatures)
+    ]
+    shape = f'shape="({len(temperatures)}, 2, 2)"'
+    return f'<A {shape}> [{drift[:-2]}] </A> <C {shape} units="kelvin"> [{", ".join(blocks)}] </C>'
+
+
+PIGLET = with_(
+    SETTING, n_beads=4, thermostat="nm_gle", gle=gle(1200.0, 1975.0, 1975.0, 1975.0, coupling=-205.0)
+)
+
+
+def test_quantum_thermostat_is_judged_by_its_classical_centroid_only(tmp_path):
+    """PIGLET holds internal modes far above k_B T by design; what heats the centroid is still seen."""
+    columns = ring_polymer_columns(PIGLET, 5000, 7, 900.0)
+    found = run_of(tmp_path / "sound", PIGLET, 5000, 7, **columns)
+    assert alarms(found) == []
+    judged = {(own.deviation.rule, own.deviation.subject) for own in found.verdicts}
+    assert judged == {("finite", ""), ("throughput", ""), ("modes", "centroid")}
+    assert any("modes 1, 2, 3 off k_B T, which is quantum by design" in gap for gap in found.measured.gaps)
+    assert found.measured.estimates["temperature.mode.1"].value == pytest.approx(900.0, rel=0.01)
+    columns["temperature(nm=0){kelvin}"] += 15.0
+    hot = run_of(tmp_path / "hot", PIGLET, 5000, 7, **columns)
+    assert verdict(hot, "modes", "centroid").status == "fail"
+
+
+@pytest.mark.parametrize("matrices", ["", gle(1200.0, 1200.0, 1200.0, 1200.0)])
+def test_classical_coloured_noise_is_judged_like_any_thermostat(tmp_path, matrices):
+    setting = with_(PIGLET, gle=matrices)
+    found = run_of(tmp_path, setting, 5000, 7, **ring_polymer_columns(setting, 5000, 7, 320.0))
+    assert {verdict(found, "modes", f"mode {k}").status for k in (1, 2, 3)} == {"fail"}
+    assert {verdict(found, rule).status for rule in ("temperature", "estimators")} == {"fail"}
+
+
+def test_quantum_thermostat_on_one_bead_leaves_nothing_to_compare_with_the_target(tmp_path):
+    shape = 'shape="(2, 2)"'
+    matrices = f"<A {shape}> [0.01, 0.001, -0.001, 0.0001] </A> <C {shape} units='kelvin'> [900, -100, -100, 900] </C>"
+    setting = with_(SETTING, thermostat="gle", gle=matrices)
+    hot = clean_columns(setting, 2500, 8, water_velocities(with_(setting, temperature_K=900.0), 2500, 8))
+    found = run_of(tmp_path, setting, 2500, 8, **hot)
+    assert {own.deviation.rule for own in found.verdicts} == {"finite", "throughput"}
+    assert any("all motion off k_B T" in gap for gap in found.measured.gaps)
+
+
+def test_constrained_centroids_have_no_degrees_of_freedom(tmp_path):
+    """nvt-cc: i-PI pads the centroid's kinetic energy, which is zero, with the target temperature."""
+    setting = with_(SETTING, n_beads=4, thermostat="pile_l", ensemble="nvt-cc")
+    columns = ring_polymer_columns(setting, 5000, 9, 300.0)
+    internal = columns["kinetic_md{electronvolt}"] - 0.5 * K_B * (
+        columns["temperature(nm=0){kelvin}"] * 3 * 192 - 3 * 300.0
+    )
+    columns |= {"kinetic_md{electronvolt}": internal, "temperature(nm=0){kelvin}": np.full(5000, 300.0)}
+    for label, n_own in (("O", 64), ("H", 128)):
+        columns.pop(f"temperature({label}){{kelvin}}")
+        columns[f"kinetic_md({label}){{electronvolt}}"] = internal * n_own / 192
+    write_setting(tmp_path, setting)
+    write_table(tmp_path / "simulation.out", columns)
+    found = assess(read_run(tmp_path))
+    assert alarms(found) == []
+    assert found.measured.estimates["temperature"].value == pytest.approx(300.0, rel=0.01)
+    assert "temperature.mode.0" not in found.measured.estimates
+    assert {own.deviation.subject for own in found.verdicts if own.deviation.rule == "modes"} == {
+        f"mode {k}" for k in (1, 2, 3)
+    }
+    assert not [gap for gap in found.measured.gaps if "no temperature(nm=0)" in gap]
 
 
 def test_jump_at_a_restart_fails_and_the_restart_is_named(tmp_path):
@@ -363,6 +453,49 @@ def test_missing_columns_leave_gaps_and_the_rest_is_computed(tmp_path):
     found = assess(read_run(tmp_path))
     assert "drift" in found.measured.estimates
     assert any("add temperature{kelvin}" in gap for gap in found.measured.gaps)
+
+
+@pytest.fixture
+def without_temperatures(tmp_path) -> Path:
+    """A run of 2 waters at constant energy with trajectories, and only `conserved` among its properties."""
+    setting = with_(SETTING, ensemble="nve", n_waters=2)
+    columns = clean_columns(setting, 2200, 14)
+    kept = {name: columns[name] for name in ("step", "time{picosecond}", "conserved{electronvolt}")}
+    write_setting(tmp_path / "run", setting)
+    write_table(tmp_path / "run" / "simulation.out", kept)
+    positions = water_positions(setting) + 0.01 * np.random.default_rng(14).normal(size=(2200, 6, 3))
+    velocities = water_velocities(setting, 2200, 14)
+    write_trajectory(tmp_path / "run" / "simulation.pos.xyz", setting, positions, "positions", "angstrom")
+    write_trajectory(tmp_path / "run" / "simulation.vel.xyz", setting, velocities, "velocities", "a/ps")
+    return tmp_path / "run"
+
+
+def test_molecules_without_a_temperature_to_compare_with_are_a_gap(without_temperatures):
+    found = assess(read_run(without_temperatures))
+    assert "temperature.rotation" in found.measured.estimates
+    assert not any(own.deviation.rule == "molecules" for own in found.verdicts)
+    assert sum("parts of the system are judged against it" in gap for gap in found.measured.gaps) == 1
+    assert "" in found.measured.spectra
+
+
+def test_bands_without_a_temperature_of_their_own_are_judged_by_that_of_the_reference(without_temperatures):
+    run = read_run(without_temperatures)
+    with_columns = without_temperatures.parent / "reference"
+    write_clean(with_columns, with_(SETTING, ensemble="nve", n_waters=2), 2200, 14)
+    for name in ("simulation.pos.xyz", "simulation.vel.xyz"):
+        (with_columns / name).write_bytes((without_temperatures / name).read_bytes())
+    found = assess(run, assess(read_run(with_columns)))
+    bands = [own for own in found.verdicts if own.deviation.rule == "bands"]
+    assert bands
+    assert all(own.deviation.estimate.value == pytest.approx(0.0, abs=1e-9) for own in bands)
+
+
+def test_correction_of_diffusion_without_a_temperature_is_a_gap(without_temperatures, monkeypatch):
+    monkeypatch.setattr("analysis.dynamics.displacement", lambda run: None)
+    monkeypatch.setattr("analysis.dynamics.diffusion", lambda moved: Estimate(0.2, 0.01, "A^2/ps", 8.0))
+    found = measure(read_run(without_temperatures), viscosity_mPa_s=0.9)
+    assert "diffusion_corrected" not in found.estimates
+    assert any("finite-size correction of diffusion wants a temperature" in gap for gap in found.gaps)
 
 
 def test_runs_without_an_input_are_judged_by_what_they_wrote(tmp_path):
