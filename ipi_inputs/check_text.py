@@ -17,6 +17,7 @@ from ipi_inputs.findings import Case, Hit
 from ipi_inputs.starting import comment_line, structure_elements
 
 ROLE_PARAMETERS = ("forces", "direct_fraction", "model")
+LEAST_LATENCY_SECONDS = 3e-4
 NEVER_ATOMIC = ("time", "temperature")
 ROLES = ("conservative", "direct", "blended")
 
@@ -104,6 +105,15 @@ def socket_timeout(case: Case) -> Iterator[Hit]:
     for socket in case.facts.sockets:
         if socket.tag == "ffsocket" and socket.timeout_seconds == 0:
             yield socket.element, f"socket '{socket.name}' waits for ever for an answer"
+
+
+def socket_polling(case: Case) -> Iterator[Hit]:
+    for socket in case.facts.sockets:
+        if socket.tag == "ffsocket" and socket.latency_seconds < LEAST_LATENCY_SECONDS:
+            yield (
+                socket.element,
+                f"socket '{socket.name}' is polled every {1e3 * socket.latency_seconds:g} ms",
+            )
 
 
 def unknown_role(case: Case) -> Iterator[Hit]:

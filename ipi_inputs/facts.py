@@ -27,6 +27,7 @@ class Socket:
     port: int | None
     batch_size: int
     timeout_seconds: float
+    latency_seconds: float  # between two looks of i-PI's polling thread
     parameters: Mapping[str, str]
     forces: str  # conservative, direct, blended; "" where nobody says
     potential: str  # the `<pes>` that i-PI evaluates by itself; "" for a socket

@@ -120,6 +120,7 @@ def _read_socket(node: Element, default_forces: str) -> Socket:
         port=_integer(value_of(find(node, "port")) or "65535"),
         batch_size=_integer(value_of(find(node, "batch_size"))) or 1,
         timeout_seconds=_number(value_of(find(node, "timeout"))) or 0.0,
+        latency_seconds=_number(value_of(find(node, "latency")) or "1e-4") or 0.0,
         parameters=parameters,
         forces=forces,
         potential=value_of(find(node, "pes")),

@@ -95,6 +95,13 @@ RULES: tuple[Rule, ...] = (
         MANUAL,
     ),
     Rule(
+        "socket-polling", "info", check_text.socket_polling,
+        "i-PI looks for requests in a thread for each socket, at this pace. Where the model shares cores with i-PI, that time "
+        "is taken from it: with two sockets on one core, a seventh of the run.",
+        "Set <latency> 1e-3 </latency>. It delays a request by half a millisecond: leave it for potentials of under 2 ms.",
+        "measured with i-PI 3.3, see README.md",
+    ),
+    Rule(
         "unknown-role", "warning", check_text.unknown_role,
         "The force server refuses parameters that it does not know, rather than serve other forces than were meant.",
         "Write {forces: conservative}, {forces: direct}, or {forces: blended, direct_fraction: X}, and model: NAME if need be.",

@@ -35,6 +35,7 @@ PLACES = {
     "socket-collision": '<ffsocket name="direct"',
     "socket-path": "<ffsocket",
     "socket-timeout": "<ffsocket",
+    "socket-polling": "<ffsocket",
     "unknown-role": "<ffsocket",
     "batch-size": "<ffsocket",
     "mts-levels": "<mts_weights>",

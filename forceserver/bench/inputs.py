@@ -15,6 +15,7 @@ from forceserver.structures import ForceKind
 
 STRUCTURE = "structure.xyz"  # beside the input
 FOR_EVER = 10**9
+LATENCY_SECONDS = 1e-3  # of i-PI's polling threads, as in the library: by i-PI's own 1e-4 they take much of a core that is shared
 
 INPUT = """<simulation verbosity="low" sockets_prefix="{sockets_prefix}">
   <output prefix="simulation">
@@ -88,7 +89,10 @@ def _force_field(case: Case, kind: ForceKind, chosen: ForceField) -> str:
     parameters = chosen.parameters.get(kind, f"{{forces: {kind}}}")
     common = f"<parameters> {parameters} </parameters> <batch_size> {batch_size} </batch_size>"
     if chosen.tag == "ffsocket":
-        return f'  <ffsocket name="{kind}" mode="{chosen.mode}" pbc="false"> <address> {kind} </address> {common} </ffsocket>'
+        return (
+            f'  <ffsocket name="{kind}" mode="{chosen.mode}" pbc="false"> <address> {kind} </address> '
+            f"<latency> {LATENCY_SECONDS} </latency> {common} </ffsocket>"
+        )
     # Without a thread of its own it waits for ever for a batch that does not fill; with one, each request waits for a poll.
     sizes = [component.n_beads for component in case.components if component.kind == kind]
     threaded = any(size % batch_size for size in sizes)
