@@ -36,9 +36,14 @@ def degrees_of_freedom(run: Run, atom: str = "", mode: int | None = None) -> Fre
     ensemble nvt-cc every atom loses its centroid.
 
     Raises:
-        MissingOutput: internal modes of nvt-cc with fixed atoms, for which i-PI's own count is that of one bead less.
+        MissingOutput: internal modes of nvt-cc with fixed atoms, for which i-PI's own count is that of one bead less; or
+            constrained dynamics, whose constraints i-PI does not count either.
     """
     facts, atoms = run.facts, run.atoms
+    if facts is not None and facts.ensemble == "constrained_dynamics":
+        raise MissingOutput(
+            "temperatures are not defined here for constrained dynamics: constraints are not counted"
+        )
     chosen = atoms.where(atom)
     if facts is None:
         return Freedom(3.0 * np.count_nonzero(chosen), 0.0)

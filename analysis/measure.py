@@ -244,7 +244,8 @@ def _path_integrals(run: Run, found: Measurements) -> None:
         _modes(run, found)
     for label, radius in path_integrals.gyration_radii(run).items():
         found.estimates[f"gyration.{label}"] = radius
-    judged = kinetics.is_canonical(run)
+    # Suzuki-Chin sampling weights beads unequally: its kinetic energies are other estimators.
+    judged = kinetics.is_canonical(run) and run.facts.ensemble not in ("sc", "scnpt")
     with found.attempt():
         found.estimates |= path_integrals.quantum_kinetic_energies(run)
         per_atom = 1e3 / run.atoms.n_atoms

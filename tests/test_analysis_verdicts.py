@@ -307,6 +307,16 @@ def test_constrained_centroids_have_no_degrees_of_freedom(tmp_path):
     assert not [gap for gap in found.measured.gaps if "no temperature(nm=0)" in gap]
 
 
+def test_constraints_are_not_counted_so_temperatures_are_not_judged(tmp_path):
+    path = write_clean(tmp_path, SETTING, 2500) / "input.xml"
+    text = path.read_text()
+    begin, end = text.index("<motion"), text.index("</motion>")
+    path.write_text(text[:begin] + '<motion mode="constrained_dynamics">' + text[end:])
+    found = assess(read_run(tmp_path))
+    assert "temperature" not in found.measured.estimates
+    assert any("constraints are not counted" in gap for gap in found.measured.gaps)
+
+
 def test_jump_at_a_restart_fails_and_the_restart_is_named(tmp_path):
     columns = clean_columns(SETTING, 2500, 8)
     restarted = {name: np.concatenate([own[:1300], own[1200:]]) for name, own in columns.items()}
