@@ -23,7 +23,7 @@ from forceserver.transport import Address, InetAddress, UnixAddress
 log = logging.getLogger(__name__)
 
 BAROSTATTED = {"npt", "nst", "scnpt"}
-VIRIAL_WORDS = ("pressure", "stress", "virial", "vir_component", "vir_tdcomponent")
+VIRIAL_WORDS = ("pressure", "stress", "virial", "vir_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class SocketSpec:
     n_requests: int | None  # structures that i-PI asks for at once, at most; None: unknown
     template: Template  # of the systems that use this socket, which must be alike
     virial_readers: tuple[str, ...] = ()  # what in the input reads the virial of this socket, in words
+    moves_cell: bool = False  # whether a barostat is among them
     has_weight: bool = (
         True  # False where the weights of its components cancel, as those of the fast force in MTS
     )
@@ -63,7 +64,8 @@ class _Component:
 class _System:
     components: tuple[_Component, ...]
     template: Template
-    virial_readers: tuple[str, ...]
+    barostats: tuple[str, ...]
+    virial_readers: tuple[str, ...]  # barostats and outputs
 
 
 def read_input(
@@ -214,7 +216,8 @@ def _read_system(system: Any, path: Path, folder: Path | None, outputs: tuple[st
         for _, component in system.forces.extra
     )
     template = initialized_template(system, path, folder)
-    return _System(components, template, (*_barostats(system.motion), *outputs))
+    barostats = tuple(_barostats(system.motion))
+    return _System(components, template, barostats, (*barostats, *outputs))
 
 
 def _barostats(motion: Any) -> Iterator[str]:
@@ -266,6 +269,7 @@ def _socket_spec(
         virial_readers=tuple(
             dict.fromkeys(reader for system, _ in users for reader in system.virial_readers)
         ),
+        moves_cell=any(system.barostats for system, _ in users),
         has_weight=_has_weight(components),
     )
 

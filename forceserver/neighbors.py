@@ -36,6 +36,9 @@ from forceserver.structures import BoolArray, FloatArray
 DEFAULT_SKIN = 2.0
 # Enough atoms to tell the replicas of a liquid apart; the proof looks at all of them.
 N_FINGERPRINT_ATOMS = 16
+PAUSES = (
+    8  # times the longest pause between two uses of a list, after which one that has not been used is dropped
+)
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,28 @@ class _Reference:
     pairs: Pairs  # each once
 
 
+@dataclass(eq=False)
+class _Kept:
+    """A reference, and how it has been used, counted in structures served."""
+
+    reference: _Reference
+    last_used: int
+    longest_pause: int = 0  # between two uses
+
+    def note_use(self, now: int) -> None:
+        self.longest_pause = max(self.longest_pause, now - self.last_used)
+        self.last_used = now
+
+
 class NeighborLists:
     """The pairs that a model requests, for batch after batch.
 
     They are the pairs of lists made afresh: a kept list is filtered by the true distances before it leaves. What
     is kept holds each pair once; the other end is added to what remains, so that only half of it is filtered. Their
     order is always the same too, whichever geometry they were listed for.
+
+    A replica that has moved too far gets a new list, and leaves its old one behind: lists that rest for much longer than any
+    list ever did between two uses are dropped.
 
     Several threads may ask at the same time.
     """
@@ -141,7 +160,8 @@ class NeighborLists:
         self._skin = skin
         self._max_replicas = max_replicas
         self._cutoff = max((request.cutoff for request in self._requests), default=0.0)
-        self._references: OrderedDict[int, _Reference] = OrderedDict()  # least recently used first
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
+        self._served = 0  # structures
         self._builds = 0
         self._reuses = 0
         self._seconds = 0.0
@@ -150,6 +170,10 @@ class NeighborLists:
     @property
     def statistics(self) -> NeighborStatistics:
         return NeighborStatistics(self._builds, self._reuses, self._seconds)
+
+    @property
+    def n_kept(self) -> int:
+        return len(self._kept)
 
     def find(self, batch: Batch) -> tuple[tuple[Pairs, ...], ...]:
         """The pairs of a batch: for each request, the `Pairs` of each structure.
@@ -177,6 +201,7 @@ class NeighborLists:
         candidates: dict[int, Pairs] = {}
         for group in _group(batch, positions, cells):
             with self._lock:
+                self._served += len(group.members)
                 for row, (place, kept) in enumerate(zip(group.members, self._reuse(group), strict=True)):
                     candidates[place] = kept or self._build(group, row)
                     self._reuses += kept is not None
@@ -186,7 +211,9 @@ class NeighborLists:
 
     def _reuse(self, group: _Group) -> list[Pairs | None]:
         """For each member of a group: the nearest reference, if it is proven to hold all pairs, else None."""
-        alike = [(key, kept) for key, kept in self._references.items() if kept.kind == group.kind]
+        alike = [
+            (key, kept.reference) for key, kept in self._kept.items() if kept.reference.kind == group.kind
+        ]
         if not alike:
             return [None] * len(group.members)
         frames = torch.as_tensor(group.frames).to(group.positions)
@@ -209,7 +236,8 @@ class NeighborLists:
             stretch = np.linalg.norm(group.inverse_frames[row] @ kept.frame, ord=2)
             # False for positions that are not finite: they go on to `_build`, which says so.
             if stretch * (self._cutoff + 2.0 * largest_move) < self._cutoff + self._skin:
-                self._references.move_to_end(key)
+                self._kept[key].note_use(self._served)
+                self._kept.move_to_end(key)
                 matches.append(_follow_laps(kept.pairs, laps[row]) if n_lap else kept.pairs)
             else:
                 matches.append(None)
@@ -246,10 +274,24 @@ class NeighborLists:
             ),
         )
         if self._skin > 0.0:
-            self._references[self._builds] = reference
-            if len(self._references) > self._max_replicas:
-                self._references.popitem(last=False)
+            self._forget_abandoned()
+            self._kept[self._builds] = _Kept(reference, self._served)
+            if len(self._kept) > self._max_replicas:
+                self._kept.popitem(last=False)
         return reference.pairs
+
+    def _forget_abandoned(self) -> None:
+        """Drop lists whose replicas have moved on to others, the longest unused first.
+
+        At the start, when no list has been used twice, all that there are may still be wanted one after the other.
+        """
+        longest = max((kept.longest_pause for kept in self._kept.values()), default=0)
+        patience = max(PAUSES * longest, 2 * len(self._kept))
+        while self._kept:
+            key, kept = next(iter(self._kept.items()))
+            if self._served - kept.last_used <= patience:
+                break
+            del self._kept[key]
 
     def _select(self, candidates: Pairs, positions: Tensor, cell: Tensor) -> tuple[Pairs, ...]:
         """The pairs of one structure that each request wants."""

@@ -54,9 +54,12 @@ def check_role(
 
 def lacks_virial(role: ForceRole, capabilities: Capabilities, virial: VirialSource) -> bool:
     """Whether results in this role come without a virial."""
-    if DIRECT in role.kinds and virial != "conservative":
-        return virial == "none" or not capabilities.direct_virial
-    return not capabilities.conservative_virial
+    has_direct = virial != "none" and capabilities.direct_virial
+    if DIRECT in role.kinds and virial == "conservative":
+        return not capabilities.conservative_virial
+    if DIRECT in role.kinds and not has_direct:
+        return True
+    return CONSERVATIVE in role.kinds and not capabilities.conservative_virial
 
 
 def _check_kinds(role: ForceRole, spec: SocketSpec, capabilities: Capabilities) -> None:
@@ -88,7 +91,9 @@ def _check_species(spec: SocketSpec, capabilities: Capabilities) -> None:
 def _check_virial(
     role: ForceRole, spec: SocketSpec, capabilities: Capabilities, virial: VirialSource
 ) -> None:
-    if not lacks_virial(role, capabilities, virial) or not spec.virial_readers or not spec.has_weight:
+    # A barostat reads the virial of each level of multiple time stepping, an output that of the total, in which weights cancel.
+    is_read = bool(spec.virial_readers) and (spec.has_weight or spec.moves_cell)
+    if not is_read or not lacks_virial(role, capabilities, virial):
         return
     serve_other = "serve the conservative virial with them (--virial conservative), or "
     remedy = (

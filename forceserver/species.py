@@ -60,7 +60,7 @@ def initialized_template(system: Any, input_path: Path, folder: Path | None = No
         UsageError: a file is missing or unreadable, or nothing names the atoms.
     """
     labels = [str(name) for name in system.beads.names.fetch()]
-    has_cell = bool(system.cell._explicit) and bool(np.trace(system.cell.fetch().h) > 0.0)
+    has_cell = bool(system.cell._explicit) and _spans_space(system.cell.fetch().h)
     for what, entry in system.initialize.extra if system.initialize._explicit else ():
         mode, index = entry.mode.fetch(), entry.index.fetch() if what == "labels" else -1
         if what == "cell":
@@ -149,7 +149,12 @@ def _read_file(mode: str, path: Path) -> tuple[list[str], bool, FloatArray]:
         raise UsageError(
             f"i-PI cannot read {path} as '{mode}': {str(error) or type(error).__name__}"
         ) from None
-    return [str(name) for name in frames[0].names], bool(np.trace(cell.h) > 0.0), _in_angstrom(frames[0].q)
+    return [str(name) for name in frames[0].names], _spans_space(cell.h), _in_angstrom(frames[0].q)
+
+
+def _spans_space(cell: FloatArray) -> bool:
+    """Whether there is a cell: where a file has none, i-PI's readers give -1 along the diagonal, or nothing but zeros."""
+    return bool(np.linalg.det(cell) != 0.0) and not np.allclose(cell / abs(cell[0, 0] or 1.0), -np.eye(3))
 
 
 def _in_angstrom(coordinates: Any) -> FloatArray:

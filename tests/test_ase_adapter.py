@@ -142,6 +142,24 @@ def test_arguments_are_python_literals_where_they_can_be() -> None:
     }  # fmt: skip
     assert type(seen["a"]) is int
     assert seen["c"] is True
+    seen.clear()
+    load_potential(
+        f"ase:{__name__}:Recorder,c=true,model=m.pt,h=false,i=(2,2,2),j={{'a': [1, 2]}},k='x,y',l=O'Neill"
+    )
+    assert seen == {
+        "c": True, "model": "m.pt", "h": False, "i": (2, 2, 2), "j": {"a": [1, 2]}, "k": "x,y", "l": "O'Neill"
+    }  # fmt: skip
+
+
+def test_an_energy_in_an_array_is_a_number() -> None:
+    class Boxed(Trap):
+        def calculate(self, *arguments: Any, **keywords: Any) -> None:
+            super().calculate(*arguments, **keywords)
+            self.results["energy"] = np.array([self.results["energy"]])
+
+    water = molecule("H2O")
+    boxed, plain = (evaluate(AsePotential(each(), name="trap"), water) for each in (Boxed, Trap))
+    assert float(boxed.energies[0]) == float(plain.energies[0])
 
 
 def test_direct_forces_are_refused() -> None:
@@ -166,7 +184,10 @@ def test_energy_alone_can_be_asked_for() -> None:
         ("ase:no_such_package:EMT", "cannot import 'no_such_package'"),
         ("ase:ase.calculators.emt:EMTT", "has no 'EMTT'"),
         ("ase:collections:OrderedDict", "is not an ASE calculator"),
-        ("ase:ase.calculators.emt:EMT,5", "given twice"),
+        ("ase:ase.calculators.emt:EMT,5", "two words stand without a key, 'ase.calculators.emt:EMT' and '5'"),
+        ("ase:./mycalc.py:Base", "is not MODULE:CLASS"),
+        ("ase::EMT", "is not MODULE:CLASS"),
+        ("ase:no_such_package:EMT", "set PYTHONPATH to its folder"),
         ("ase:fractions:Fraction,numerator=1,denominator=0", "refused its arguments.*ZeroDivisionError"),
         (f"ase:{__name__}:ForcelessTrap", "must give energy and forces, it gives: energy"),
     ],

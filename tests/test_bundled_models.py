@@ -12,7 +12,7 @@ from forceserver.commands.models import SCHEMES
 from forceserver.errors import UsageError
 from forceserver.models import BUNDLED, BundledModel
 from forceserver.potentials import LOADERS, load_potential, require
-from forceserver.potentials.specification import anchored, parse
+from forceserver.potentials.specification import POSITIONAL, anchored, parse
 from ipi_inputs import load
 from real_ipi import WATER64, served, workplace
 
@@ -53,7 +53,7 @@ def test_a_bundled_name_takes_options_but_no_other_file() -> None:
     here = BundledModel("water-pet", "metatomic", "a file that is there", file_name="make_dataset.py")
     assert parse("house,variant=pbe", schemes=LOADERS, bundled={"house": here}) == (
         "metatomic",
-        {"model": str(here.find()), "variant": "pbe"},
+        {POSITIONAL: str(here.find()), "variant": "pbe"},
     )
     with pytest.raises(UsageError, match=r"'other.pt' is not KEY=VALUE"):
         parse("house,other.pt", schemes=LOADERS, bundled={"house": here})

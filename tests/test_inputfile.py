@@ -116,6 +116,14 @@ def test_atoms_are_told_from_everything_that_i_pi_reads(
     assert template.pbc.all()
 
 
+@pytest.mark.parametrize("lattice", ["8 0 0 0 8 0 0 0 -30", "0 8 0 8 0 0 0 0 30", "8 0 0 0 8 0 0 0 30"])
+def test_a_left_handed_cell_is_a_cell(tmp_path: Path, lattice: str) -> None:
+    """i-PI's reader turns it so that its third vector points down, and the trace of a long cell is then negative."""
+    (tmp_path / "water.extxyz").write_text(EXTXYZ.replace("10 0 0 0 10 0 0 0 10", lattice))
+    initialize = '<file mode="ase"> water.extxyz </file>'
+    assert read_input(write(tmp_path, initialize=initialize)).sockets[0].template.pbc.all()
+
+
 def test_atoms_written_inline_as_in_a_restart_are_told(tmp_path: Path) -> None:
     beads = (
         '<beads natoms="2" nbeads="3"><q shape="(3, 6)">' + str([0.0] * 18) + "</q><m> [1.0, 2.0] </m>"

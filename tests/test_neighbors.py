@@ -173,6 +173,40 @@ def test_replicas_are_recognised_in_any_order() -> None:
     assert lists.statistics.builds == 6
 
 
+@pytest.mark.parametrize("n_replicas", [1, 4])
+def test_lists_that_replicas_have_left_behind_are_dropped(n_replicas: int) -> None:
+    """A long run builds thousands of lists, and needs one for each replica."""
+    lists = NeighborLists([FULL], skin=1.0)
+    walks = [walk(water_box(4, seed=seed), 500, seed=seed) for seed in range(n_replicas)]
+    most = 0
+    for frames in zip(*walks, strict=True):
+        lists.find(batch_of(*frames))
+        most = max(most, lists.n_kept)
+    assert lists.statistics.builds > 20 * n_replicas
+    assert most <= 4 * n_replicas
+
+
+def test_replicas_that_come_one_by_one_keep_their_lists() -> None:
+    lists = NeighborLists([FULL], skin=1.0)
+    beads = [water_box(2, seed=bead) for bead in range(40)]
+    for _ in range(3):
+        for bead in beads:
+            lists.find(batch_of(bead))
+    assert lists.statistics.builds == 40
+
+
+def test_a_replica_that_is_asked_for_seldom_keeps_its_list() -> None:
+    """As the contracted ring polymer of a slow force is."""
+    lists = NeighborLists([FULL], skin=1.0)
+    seldom = water_box(4, seed=9)
+    for number, frame in enumerate(walk(water_box(4), 400)):
+        lists.find(batch_of(frame))
+        if number % 10 == 0:
+            before = lists.statistics.builds
+            lists.find(batch_of(seldom))
+            assert lists.statistics.builds == before + (number == 0)
+
+
 def test_structures_of_different_sizes_share_a_batch() -> None:
     lists = NeighborLists([FULL], skin=1.0)
     frames = [water_box(3), water_box(1, edge=3.0), water_box(3, seed=1), water_box(2, periodic=False)]

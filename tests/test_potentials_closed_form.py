@@ -18,7 +18,7 @@ from forceserver.potentials.autograd import conservative_forces, conservative_fo
 from forceserver.potentials.contract import Tolerances, assert_keeps_contract
 from forceserver.potentials.interface import Batch, Evaluation
 from forceserver.potentials.pairs import find_pairs, minimum_image, switch
-from forceserver.potentials.specification import parse
+from forceserver.potentials.specification import POSITIONAL, parse
 from forceserver.structures import CONSERVATIVE, DIRECT, FloatArray, Structure
 from systems import dimer, from_ase, lj_crystal, structure, to_ase, water_box
 
@@ -229,13 +229,13 @@ def test_items_are_options_and_a_bare_word_is_the_model() -> None:
     assert parse("noop", schemes=LOADERS) == ("noop", {})
     assert parse("ase:ase.calculators.emt:EMT,a=1", schemes=LOADERS) == (
         "ase",
-        {"model": "ase.calculators.emt:EMT", "a": "1"},
+        {POSITIONAL: "ase.calculators.emt:EMT", "a": "1"},
     )
     assert parse("dir:x/m.pt,variant=pbe", schemes=LOADERS) == (
         "metatomic",
-        {"model": "dir:x/m.pt", "variant": "pbe"},
+        {POSITIONAL: "dir:x/m.pt", "variant": "pbe"},
     )
-    assert parse("metatomic:m.pt", schemes=LOADERS) == ("metatomic", {"model": "m.pt"})
+    assert parse("metatomic:m.pt", schemes=LOADERS) == ("metatomic", {POSITIONAL: "m.pt"})
 
 
 @pytest.mark.parametrize(

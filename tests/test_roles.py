@@ -10,9 +10,10 @@ import pytest
 from forceserver.errors import (
     UsageError,
 )
+from forceserver.evaluate import VirialSource
 from forceserver.exchange import Template
 from forceserver.inputfile import SocketSpec
-from forceserver.preflight import check_role
+from forceserver.preflight import check_role, lacks_virial
 from forceserver.roles import parse_forces_option, parse_role
 from forceserver.structures import ForceRole
 from forceserver.transport import UnixAddress, parse_address
@@ -27,10 +28,36 @@ def test_a_model_without_a_direct_stress_is_refused_where_somebody_reads_the_vir
         check_role(ForceRole(1.0), npt, models)
     check_role(ForceRole(1.0), npt, models, "conservative")
     check_role(ForceRole(0.0), npt, models)
-    check_role(
-        ForceRole(1.0), replace(npt, has_weight=False), models
-    )  # the fast force of MTS counts for nothing
     check_role(ForceRole(1.0), replace(npt, virial_readers=()), models)
+    fast = replace(npt, has_weight=False)  # the fast force of MTS counts for nothing in the total
+    check_role(ForceRole(1.0), fast, models)
+    with pytest.raises(UsageError, match="the npt ensemble reads it"):  # level by level
+        check_role(ForceRole(1.0), replace(fast, moves_cell=True), models)
+
+
+@pytest.mark.parametrize(
+    ("role", "virial", "conservative_virial", "direct_virial", "lacks"),
+    [
+        (0.0, "own", True, False, False),
+        (0.0, "own", False, True, True),
+        (1.0, "own", False, True, False),
+        (1.0, "own", True, False, True),
+        (1.0, "none", True, True, True),
+        (1.0, "conservative", True, False, False),
+        (0.5, "own", True, True, False),
+        (0.5, "own", False, True, True),
+        (0.5, "own", True, False, True),
+        (0.5, "none", True, True, True),
+        (0.5, "conservative", True, False, False),
+    ],
+)
+def test_blended_forces_need_the_virials_of_both_kinds(
+    role: float, virial: VirialSource, conservative_virial: bool, direct_virial: bool, lacks: bool
+) -> None:
+    capabilities = replace(
+        Spring().capabilities, conservative_virial=conservative_virial, direct_virial=direct_virial
+    )
+    assert lacks_virial(ForceRole(role), capabilities, virial) == lacks
 
 
 @pytest.mark.parametrize(

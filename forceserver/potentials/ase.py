@@ -24,14 +24,15 @@ from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Fo
 from forceserver.potentials.specification import POSITIONAL
 from forceserver.structures import CONSERVATIVE, DIRECT, FloatArray, ForceKind
 
+WORDS = {"true": True, "false": False, "none": None}  # 'false' as text would count as true
 EXAMPLE = "ase:ase.calculators.emt:EMT"
 
 
 def load(options: Mapping[str, str], *, device: torch.device, dtype: torch.dtype | None) -> AsePotential:
     """Import a calculator and construct it.
 
-    Each option but the import path is a keyword argument, read as a Python literal where it is one (`5.0`, `True`,
-    `None`), else kept as text. `device` is not used: the arrays of a calculator live on the host.
+    Each option but the import path is a keyword argument, read as a Python literal where it is one (`5.0`, `(2,2,2)`, `None`,
+    `true` as well as `True`), else kept as text. `device` is not used: the arrays of a calculator live on the host.
 
     Raises:
         UsageError: no such module or class, not a calculator, arguments that it refuses, a dtype that it has not.
@@ -119,7 +120,7 @@ class AsePotential:
 
     def _evaluate(self, atoms: Atoms) -> tuple[float, FloatArray, FloatArray | None]:
         atoms.calc = self._calculator
-        energy = float(atoms.get_potential_energy(force_consistent=self._has_free_energy))
+        energy = np.asarray(atoms.get_potential_energy(force_consistent=self._has_free_energy)).item()
         forces = np.array(atoms.get_forces(), dtype=np.float64)
         if not self._capabilities.conservative_virial:
             return energy, forces, None
@@ -146,13 +147,14 @@ def _split(batch: Batch) -> list[Atoms]:
 
 def _import(path: str) -> Any:
     module_name, separator, class_name = path.partition(":")
-    if not separator:
+    if not separator or not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
         raise UsageError(f"ase: '{path}' is not MODULE:CLASS; write for example {EXAMPLE}")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UsageError(
-            f"ase: cannot import '{module_name}': {_describe(error)}. Remedy: install the package, or mend the path"
+            f"ase: cannot import '{module_name}': {_describe(error)}. Remedy: install the package, or mend the path; for a "
+            "module of your own, set PYTHONPATH to its folder"
         ) from error
     if not hasattr(module, class_name):
         raise UsageError(f"ase: the module '{module_name}' has no '{class_name}'")
@@ -160,6 +162,8 @@ def _import(path: str) -> Any:
 
 
 def _read_literal(text: str) -> Any:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,10 +1,10 @@
 """The words with which a user names a model, and their meaning.
 
     MODEL     FILE.pt[,KEY=VALUE...]  or  BUNDLED[,KEY=VALUE...]  or  SCHEME  or  SCHEME:ITEM[,ITEM...]
-    ITEM      KEY=VALUE, or at most one bare word, which is kept under the key `model` (a file, a class)
+    ITEM      KEY=VALUE, or at most one bare word (a file, a class), which is kept under the key `POSITIONAL`
 
-BUNDLED is the name of a model that comes with the package. A path may hold colons, not commas. Values stay strings here: only a
-loader knows which of them are numbers.
+BUNDLED is the name of a model that comes with the package. A path may hold colons, not commas; a value may hold commas between
+brackets or quotes: `kpts=(2,2,2)`. Values stay strings here: only a loader knows which of them are numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forceserver.errors import UsageError, suggest
 if TYPE_CHECKING:
     from forceserver.models import BundledModel
 
-POSITIONAL = "model"
+POSITIONAL = ""  # a key that nobody can type: calculators have keywords of all names
 FILE_SCHEME = "metatomic"
 FILE_SUFFIX = ".pt"
 PATH_OPTIONS = ("extensions",)
@@ -58,7 +58,7 @@ def parse(
 
 def anchored(spec: str) -> str:
     """The name of a model that means the same from any folder: every path in it made absolute, be it there or not."""
-    head, *items = spec.split(",")
+    head, *items = split_items(spec)
     scheme, colon, word = head.partition(":")
     if scheme == FILE_SCHEME and word:
         head = scheme + colon + str(Path(word).resolve())
@@ -107,12 +107,13 @@ def check_keys(scheme: str, options: Mapping[str, str], known: Iterable[str]) ->
     Raises:
         UsageError: names the alternatives and the nearest of them.
     """
-    known = sorted(known)
+    known = set(known)
+    named = sorted(known - {POSITIONAL})
     for key in options:
         if key not in known:
-            wanted = f"options of {scheme}: {', '.join(known)}" if known else f"{scheme} has no options"
+            wanted = f"options of {scheme}: {', '.join(named)}" if named else f"{scheme} has no options"
             what = f"'{options[key]}' without a key" if key == POSITIONAL else f"unknown option '{key}'"
-            raise UsageError(f"{scheme}: {what}{suggest(key, known)}; {wanted}")
+            raise UsageError(f"{scheme}: {what}{suggest(key, named)}; {wanted}")
 
 
 def require_positive(scheme: str, numbers: Mapping[str, float], keys: Iterable[str]) -> None:
@@ -126,17 +127,35 @@ def require_positive(scheme: str, numbers: Mapping[str, float], keys: Iterable[s
             raise UsageError(f"{scheme}: option '{key}' must be positive, got {numbers[key]:g}")
 
 
+def split_items(text: str) -> list[str]:
+    """Split at the commas that stand neither between brackets nor in quotes."""
+    items, depth, quote = [""], 0, ""
+    for place, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and letter in text[place + 1 :]:
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth = max(0, depth - 1)
+        if letter == "," and not depth and not quote:
+            items.append("")
+        else:
+            items[-1] += letter
+    return items
+
+
 def _parse_items(spec: str, rest: str) -> dict[str, str]:
     options: dict[str, str] = {}
-    for item in rest.split(",") if rest else []:
-        key, separator, value = item.partition("=")
-        if not separator:
-            key, value = POSITIONAL, item
-        if not key.strip() or not value.strip():
+    for item in split_items(rest) if rest else []:
+        word, separator, value = item.partition("=")
+        key = word.strip() if separator else POSITIONAL
+        value = (value if separator else item).strip()
+        if (separator and not key) or not value:
             raise UsageError(f"model '{spec}': '{item}' is not KEY=VALUE; write for example harmonic:k=2.0")
-        if key.strip() in options:
-            raise UsageError(
-                f"model '{spec}': '{key.strip()}' is given twice, '{options[key.strip()]}' and '{value}'"
-            )
-        options[key.strip()] = value.strip()
+        if key in options:
+            twice = f"'{key}' is given twice" if separator else "two words stand without a key"
+            raise UsageError(f"model '{spec}': {twice}, '{options[key]}' and '{value}'")
+        options[key] = value
     return options
