@@ -183,7 +183,8 @@ class _Desk:
 
     def __init__(self, potential: Potential) -> None:
         self._potential = potential
-        self._builder = BatchBuilder(potential.capabilities.dtype, potential.capabilities.device)
+        known = potential.capabilities
+        self._builder = BatchBuilder(known.dtype, known.device, any_image=known.any_image)
 
     def evaluate(self, structures: Sequence[Structure], kinds: frozenset[ForceKind]) -> list[Part]:
         # A GPU's errors surface where results are read.

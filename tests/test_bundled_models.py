@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from forceserver.commands.models import SCHEMES
 from forceserver.errors import UsageError
+from forceserver.evaluate import Evaluator
 from forceserver.models import BUNDLED, BundledModel
 from forceserver.potentials import LOADERS, load_potential, require
 from forceserver.potentials.specification import POSITIONAL, anchored, parse
+from forceserver.structures import DEFAULT_MODEL, ForceRole
 from ipi_inputs import load
 from real_ipi import WATER64, served, workplace
+from systems import water64
 
 LARGEST_FILE = 4e6  # bytes
 
@@ -47,6 +52,17 @@ def test_water_pet_serves_real_ipi_by_its_name() -> None:
         assert server.wait(120) == 0, place.read("server.log")
         assert ipi.wait(60) == 0, place.read("ipi.log")
         assert served(place.read("server.log"))[0].startswith("4 conservative")
+
+
+@pytest.mark.parametrize("shift", [0.3, 1e5])
+def test_single_precision_loses_nothing_on_atoms_that_have_wandered_off(shift: float) -> None:
+    """i-PI does not always wrap, and far from the origin float32 has no digits left for the place in the cell."""
+    box, random = water64(), np.random.default_rng(3)
+    laps = random.integers(-1000, 1000, box.positions.shape)
+    away = replace(box, positions=box.positions + laps @ box.cell + shift)
+    evaluator = Evaluator({DEFAULT_MODEL: load_potential("water-pet")})
+    here, there = (evaluator.evaluate([(each, ForceRole(1.0))])[0] for each in (box, away))
+    np.testing.assert_allclose(there.forces, here.forces, atol=1e-3)
 
 
 def test_a_bundled_name_takes_options_but_no_other_file() -> None:

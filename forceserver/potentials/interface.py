@@ -16,6 +16,7 @@ from torch import Tensor
 from forceserver.structures import FloatArray, ForceKind, Structure
 
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
+FAR = 100.0  # A; beyond, float32 costs water-pet forces more than 4e-4 eV/A
 MOST_KEPT = 256  # combinations of templates and batch sizes
 
 
@@ -48,11 +49,13 @@ class BatchBuilder:
     Args:
         dtype: of positions and cells, which are rounded to it only here; everything before is float64.
         device: where the batch goes, one transfer per array.
+        any_image: atoms may be moved by lattice vectors, and are brought back where a dtype would cut digits off far positions.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, any_image: bool = False) -> None:
         self._dtype = dtype
         self._device = device
+        self._brings_back = any_image and dtype is not torch.float64
         self._moves = dtype is not torch.float64 or device.type != "cpu"
         self._kept: dict[tuple[tuple[int, int], ...], _Constants] = {}
         self._cells = torch.empty(0)
@@ -62,13 +65,22 @@ class BatchBuilder:
         """A batch of the structures in their order, their positions as they are: not every potential may wrap them."""
         constants = self._constants(structures)
         return Batch(
-            positions=self._move(_joined([structure.positions for structure in structures])),
+            positions=self._move(_joined([self._positions(structure) for structure in structures])),
             cells=self._moved_cells(structures),
             atomic_numbers=constants.atomic_numbers,
             atom_to_structure=constants.atom_to_structure,
             pbc=constants.pbc,
             n_atoms=constants.n_atoms,
         )
+
+    def _positions(self, structure: Structure) -> FloatArray:
+        positions = structure.positions
+        if not self._brings_back or np.abs(positions).max() <= FAR:
+            return positions
+        cell = structure.cell
+        if not structure.pbc.all() or np.linalg.det(cell) == 0.0 or not np.isfinite(positions).all():
+            return positions
+        return positions - np.floor(positions @ np.linalg.inv(cell)) @ cell
 
     def _move(self, array: FloatArray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -156,6 +168,9 @@ class Capabilities:
     direct_virial: bool
     synthetic_direct: bool = False  # the direct forces are made up for testing: a user must be told
     conservative_virial: bool = True  # False: energy and forces only, as of some ASE calculators
+    any_image: bool = (
+        False  # moving an atom by a lattice vector changes nothing, so atoms that are far out may come back
+    )
     shares_forward_pass: bool = True  # both kinds from one call cost less than from one call each
 
 

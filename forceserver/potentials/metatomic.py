@@ -138,6 +138,7 @@ class MetatomicPotential:
             conservative=True,
             direct=names.direct_force is not None,
             direct_virial=names.direct_stress is not None,
+            any_image=True,
         )
 
     @property
