@@ -182,6 +182,9 @@ class ServedSimulation:
         ]
         self.said_exit = False  # and has not spoken since
         self.failure: ForceServerError | None = None
+        self.refused: ForceServerError | None = (
+            None  # forces that were not fit to be sent, and none sent since
+        )
 
     @property
     def is_alive(self) -> bool:
@@ -193,7 +196,7 @@ class ServedSimulation:
             return self.failure
         for endpoint in self.endpoints:
             if endpoint.last_words:
-                return PeerError(
+                return self.refused or PeerError(
                     f"{endpoint}: {endpoint.last_words}. Look at i-PI's own output for the reason; "
                     "a RESTART file, if there is one, continues the run"
                 )

@@ -290,7 +290,7 @@ class Server:
         ]
         for connection in culprits:
             if self._options.on_bad_forces == "reconnect" and connection.is_open:
-                log.error("%s", error)
+                connection.endpoint.simulation.refused = error
                 self._lose(connection, str(error))
             else:
                 self._fail(connection.endpoint.simulation, error)
@@ -307,6 +307,7 @@ class Server:
             self._fail(connection.endpoint.simulation, error)
         if connection.is_open:
             connection.endpoint.n_redials = 0
+            connection.endpoint.simulation.refused = None
             self.statistics.n_requests[connection.account] += len(results)
 
     def _watch(self, connection: Connection, events: int) -> None:

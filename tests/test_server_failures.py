@@ -203,7 +203,7 @@ def test_after_bad_forces_the_server_may_dial_again_but_not_for_ever(tmp_path: P
     evaluator = Evaluator({"default": Spring(spoil="energy")}, dump_directory=tmp_path)
     with scripted_ipi(insist) as address:
         server = make_server(address, evaluator, [1], on_bad_forces="reconnect")
-        with pytest.raises(PeerError, match="not finite"):
+        with pytest.raises(BadForces, match="not finite"):  # and no word of i-PI, which is not to blame
             server.run()
 
 
