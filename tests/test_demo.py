@@ -70,7 +70,7 @@ def test_a_short_tour_runs_and_reports(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     direct, mts = rows_of(found)
-    assert direct[:3] == ("NVE direct", "200", "0.10"), "ten times its share"
+    assert direct[:3] == ("NVE direct", "300", "0.15"), "fifteen times its share"
     assert mts[:3] == ("NVE MTS 4", "16", "0.03")
     assert all(re.fullmatch(r"-?[\d.]+\([\d.]+\)", row[4]) for row in (direct, mts))
     assert float(direct[4].partition("(")[0]) > 20.0 > abs(float(mts[4].partition("(")[0]))
@@ -256,7 +256,7 @@ def test_the_expected_time_is_that_of_the_longer_of_two_lanes(monkeypatch: pytes
     assert expected_seconds(0.1, "any") == pytest.approx(alone)
 
 
-@pytest.mark.parametrize(("time_ps", "expected_ps"), [(0.02, 0.2), (0.1, 1.0), (0.5, 1.0), (10.0, 10.0)])
+@pytest.mark.parametrize(("time_ps", "expected_ps"), [(0.02, 0.3), (0.1, 1.5), (0.5, 1.5), (10.0, 10.0)])
 def test_a_stop_is_stretched_for_its_verdict_where_its_share_is_short(
     time_ps: float, expected_ps: float
 ) -> None:
