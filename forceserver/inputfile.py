@@ -7,7 +7,6 @@ Nothing is evaluated, opened or bound. XML, JSON and RESTART files are the same 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from forceserver.errors import UsageError, one_line
 from forceserver.exchange import Template
+from forceserver.quiet import quiet_ipi
 from forceserver.species import initialized_template
 from forceserver.transport import Address, InetAddress, UnixAddress
 
@@ -139,7 +139,7 @@ def parse_nodes(path: Path) -> Any:
 @contextlib.contextmanager
 def _refusals_named(path: Path) -> Iterator[None]:
     try:
-        with _quiet():
+        with quiet_ipi():
             yield
     except UsageError:
         raise
@@ -194,7 +194,7 @@ def _instances(template: Any, path: Path) -> Iterator[Any]:
             filled = filled.replace(label, str(value))
         system = InputSystem()
         try:
-            with _quiet():
+            with quiet_ipi():
                 system.parse(xml_parse_string(filled).fields[0][1])
         except Exception as error:
             raise UsageError(
@@ -314,10 +314,3 @@ def _restricted(template: Template, active: list[int], name: str, path: Path) ->
             f"{path}: <activelist> of <ffsocket name='{name}'> must hold indices from 0 to {template.n_atoms - 1}, got {active}"
         )
     return template.restricted_to(active)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """i-PI prints while it parses; stdout is for results."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -6,8 +6,6 @@ written by hand, checkpoints, and `<beads>` written inline as in a RESTART.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import re
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ import numpy as np
 
 from forceserver.errors import UsageError
 from forceserver.exchange import BOHR_PER_ANGSTROM, Template
+from forceserver.quiet import quiet_ipi
 from forceserver.structures import FloatArray, IntArray
 
 log = logging.getLogger(__name__)
@@ -134,7 +133,7 @@ def _read_file(mode: str, path: Path) -> tuple[list[str], bool, FloatArray]:
     from ipi.engine.initializer import init_chk, init_file
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet_ipi():
             if mode == "chk":
                 beads, cell, _ = init_chk(str(path))
                 return (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from forceserver.errors import UsageError
+from forceserver.quiet import quiet_ipi
 from forceserver.structures import Structure
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _read_ipi(path: Path) -> Atoms:
     from forceserver.exchange import BOHR_PER_ANGSTROM
     from forceserver.species import labels_to_numbers
 
-    with contextlib.redirect_stdout(io.StringIO()):  # i-PI says what it reads; stdout is for results
+    with quiet_ipi():
         frames, cell = init_file("xyz", str(path))
     numbers = labels_to_numbers([str(name) for name in frames[0].names], path)
     positions = frames[0].q.reshape(-1, 3) / BOHR_PER_ANGSTROM

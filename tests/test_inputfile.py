@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +188,14 @@ def test_the_files_of_an_input_are_found_beside_it(tmp_path: Path, monkeypatch: 
     path = write(tmp_path)
     monkeypatch.chdir("/")
     assert read_input(path).sockets[0].template.n_atoms == 3
+
+
+def test_threads_that_read_at_the_same_time_leave_stdout_where_it_was(tmp_path: Path) -> None:
+    """Each puts back what it found: one that came while another held stdout would put back the other's."""
+    path, before = write(tmp_path), sys.stdout
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: read_input(path), range(60)))
+    assert sys.stdout is before
 
 
 def test_json_says_the_same_as_xml(tmp_path: Path) -> None:

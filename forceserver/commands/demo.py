@@ -40,7 +40,7 @@ def demo(output: Path | None, model: str, full: bool, time_ps: float | None, no_
     """The tour: 64 water molecules at constant energy with conservative, direct and blended forces and by multiple time
     stepping; under a global thermostat, which shows who is hot and who is cold; and as path integrals.
 
-    About two minutes on two cores. A tour that was interrupted is continued by the same command (exit code 75 until then).
+    Three minutes on two cores. A tour that was interrupted is continued by the same command (exit code 75 until then).
     """  # fmt: skip
     from forceserver.demo import findings
     from forceserver.demo.costs import calm_threads

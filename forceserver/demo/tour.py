@@ -79,16 +79,20 @@ def run_tour(tour: Tour, folder: Path) -> list[Outcome]:
     _take_folder(tour, folder)
     n_at_once, n_threads = runs_at_once()
     servers = ServerCommand(anchored(tour.model), options=("--threads", str(n_threads)))
+    runs = [
+        _Run(stop, tour.time_ps, folder / f"{number}-{stop.folder_name}", may_fail=number > 1)
+        for number, stop in enumerate(STOPS, start=1)
+    ]
+    for run in runs:
+        run.prepare()
     with (
         _progress() as progress,
         stop_on_signals() as stop_request,
         ThreadPoolExecutor(n_at_once, thread_name_prefix="stop") as pool,
     ):
         pending = []
-        for number, stop in enumerate(STOPS, start=1):
-            n_steps = stop.n_steps(tour.time_ps)
-            show = partial(_show, progress, progress.add_task(stop.title, total=n_steps))
-            run = _Run(stop, tour.time_ps, folder / f"{number}-{stop.folder_name}", may_fail=number > 1)
+        for run in runs:
+            show = partial(_show, progress, progress.add_task(run.stop.title, total=run.n_steps))
             pending.append(pool.submit(run.outcome, servers, stop_request, show))
         try:
             for each in as_completed(pending):
@@ -163,6 +167,11 @@ class _Run:
     def n_steps(self) -> int:
         return self.stop.n_steps(self.time_ps)
 
+    def prepare(self) -> None:
+        """Write its input, if it is not there: before threads, for i-PI judges it, which takes stdout for itself meanwhile."""
+        if not (self.folder / "input.xml").exists():
+            self.stop.input_file(self.time_ps).write(self.folder / "input.xml")
+
     def outcome(
         self, servers: ServerCommand, stop_request: StopRequest, show: Callable[[int], None]
     ) -> Outcome:
@@ -190,8 +199,6 @@ class _Run:
     def _carry_out(
         self, servers: ServerCommand, stop_request: StopRequest, show: Callable[[int], None]
     ) -> Outcome:
-        if not (self.folder / "input.xml").exists():
-            self.stop.input_file(self.time_ps).write(self.folder / "input.xml")
         rows: list[tuple[int, float]] = []  # (step, seconds), as they appear
 
         def watch(step: int, tail: PropertiesTail) -> None:
