@@ -41,13 +41,24 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
 
 
-@contextmanager
-def keep_accounts(path: Path | None, served: ServeStatistics, evaluator: Evaluator) -> Iterator[None]:
-    """Append an account to the file at the end, and at every SIGUSR1 until then. Without a path, nothing.
+def claim_report(path: Path | None) -> None:
+    """Before minutes of loading: see that the file can be written, and let nobody who asks too early end the process.
 
     Raises:
         UsageError: the file cannot be written.
     """
+    if path is None:
+        return
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UsageError(f"cannot write the report {path}: {error.strerror}") from None
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+@contextmanager
+def keep_accounts(path: Path | None, served: ServeStatistics, evaluator: Evaluator) -> Iterator[None]:
+    """Append an account to the file at the end, and at every SIGUSR1 until then. Without a path, nothing."""
     if path is None:
         yield
         return
@@ -56,10 +67,6 @@ def keep_accounts(path: Path | None, served: ServeStatistics, evaluator: Evaluat
         with path.open("a") as file:
             file.write(json.dumps(account(served, evaluator)) + "\n")
 
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise UsageError(f"cannot write the report {path}: {error.strerror}") from None
     previous = signal.signal(signal.SIGUSR1, write)
     try:
         yield

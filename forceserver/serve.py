@@ -142,13 +142,14 @@ def serve(simulations: Sequence[SimulationInput], request: ModelRequest, options
         UsageError: something asked for cannot be had; found before i-PI is dialled.
         ForceServerError: see `Server.run`.
     """
-    from forceserver.accounts import keep_accounts
+    from forceserver.accounts import claim_report, keep_accounts
     from forceserver.evaluate import Evaluator
     from forceserver.preflight import check_simulation
     from forceserver.report import describe_service, describe_start
     from forceserver.server import Server
     from forceserver.signals import stop_on_signals
 
+    claim_report(request.report)
     with stop_on_signals() as stop:
         models = load_models(request)
         virial = cast("VirialSource", request.virial)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -89,6 +91,7 @@ NPT = {"mode": "npt", "dynamics": '<barostat mode="isotropic"><tau units="femtos
         ("noop", ["--device", "cuda:7"], {}, "CUDA devices"),
         ("noop", ["--device", "gpu"], {}, "torch device"),
         ("noop", ["--log-file", "nowhere/log"], {}, "cannot write the log file"),
+        ("noop", ["--report", "nowhere/report"], {}, "cannot write the report"),
         ("noop", ["-a", "x"], {}, "give one or the other"),
         ("noop", [], {"forcefields": "<fflj name='forces'/>"}, "has no <ffsocket>"),
         ("ase:ase.calculators.emt:EMT", [], {"parameters": "{forces: direct}"}, "wants direct forces"),
@@ -157,6 +160,31 @@ def test_a_species_that_the_model_does_not_know_is_named(
     assert code == 2
     assert "Na" in said
     assert "it knows H, O" in said
+
+
+def test_who_asks_for_the_account_too_early_ends_nothing(place: Workplace) -> None:
+    """SIGUSR1 kills a process that has made no arrangement, and loading a model takes long."""
+    (place.path / "slow_model.py").write_text(
+        "import os, signal\nfrom ase.calculators.emt import EMT\nos.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    command = [
+        str(BIN / "forceserver"),
+        "run",
+        "ase:slow_model:EMT",
+        "-a",
+        "x",
+        "-t",
+        str(WATER64),
+        "--wait",
+        "0.1",
+    ]
+    done = subprocess.run(
+        [*command, "--report", "report.json"], cwd=place.path, env=os.environ | {"PYTHONPATH": str(place.path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "nobody listens" in done.stderr
+    assert json.loads((place.path / "report.json").read_text())["n_requests"] == 0
 
 
 def test_a_log_file_keeps_every_message(place: Workplace) -> None:
