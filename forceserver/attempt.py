@@ -26,9 +26,7 @@ SPINNING = "Unexpected getforce reply: b''"  # what i-PI 3.3 says in a loop to a
 FAREWELL = re.compile(
     r"Soft exit has been requested with message: '(.*?)\s*I-PI reports (success|a problem)\."
 )
-ORDERLY = (
-    "Exiting cleanly"  # what i-PI says after its last step, and after an EXIT file or its time limit as well
-)
+ORDERLY = "Exiting cleanly"  # after its last step, and after an EXIT file or its time limit as well
 ERROR_LINE = re.compile(r"\b\w*(Error|Exception)\b")
 
 

@@ -182,9 +182,7 @@ class ServedSimulation:
         ]
         self.said_exit = False  # and has not spoken since
         self.failure: ForceServerError | None = None
-        self.refused: ForceServerError | None = (
-            None  # forces that were not fit to be sent, and none sent since
-        )
+        self.refused: ForceServerError | None = None  # forces not fit to be sent, with none sent since
 
     @property
     def is_alive(self) -> bool:

@@ -110,9 +110,9 @@ def parse_input(path: Path) -> Any:
     """
     from ipi.inputs.simulation import InputSimulation
 
-    simulation = InputSimulation()
+    simulation, nodes = InputSimulation(), parse_nodes(path)
     with _refusals_named(path):
-        simulation.parse(parse_nodes(path))
+        simulation.parse(nodes)
     return simulation
 
 
@@ -141,8 +141,6 @@ def _refusals_named(path: Path) -> Iterator[None]:
     try:
         with quiet_ipi():
             yield
-    except UsageError:
-        raise
     except Exception as error:  # i-PI raises whatever comes to hand
         raise UsageError(f"{path} is not an input that i-PI accepts: {one_line(error, whole=True)}") from None
 

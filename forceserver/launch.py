@@ -218,12 +218,12 @@ class Supervisor:
             return Ending.FINISHED
         if attempt.ipi.returncode == 0 and (farewell := attempt.farewell_of_ipi()):
             words, is_success = farewell
+            if not is_success:
+                self._fail(f"i-PI reports a problem: {words}")
+                return Ending.FAILED
             self.reason = f"i-PI has finished at step {reached}: {words}"
-            if is_success:
-                note_finished(self._input_path, self.reason)
-                return Ending.FINISHED
-            self._fail(f"i-PI reports a problem: {words}")
-            return Ending.FAILED
+            note_finished(self._input_path, self.reason)
+            return Ending.FINISHED
         if attempt.ipi.returncode == 0:
             self.reason = f"i-PI ended by itself at step {reached} of {files.total_steps} (signal, EXIT file, time limit)"
             return Ending.INTERRUPTED

@@ -36,9 +36,7 @@ from forceserver.structures import BoolArray, FloatArray
 DEFAULT_SKIN = 2.0
 # Enough atoms to tell the replicas of a liquid apart; the proof looks at all of them.
 N_FINGERPRINT_ATOMS = 16
-PAUSES = (
-    8  # times the longest pause between two uses of a list, after which one that has not been used is dropped
-)
+PAUSES = 8  # times the longest pause between two uses of a list, after which an unused one is dropped
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,10 @@ def check_role(
 
 def lacks_virial(role: ForceRole, capabilities: Capabilities, virial: VirialSource) -> bool:
     """Whether results in this role come without a virial."""
-    has_direct = virial != "none" and capabilities.direct_virial
-    if DIRECT in role.kinds and virial == "conservative":
-        return not capabilities.conservative_virial
-    if DIRECT in role.kinds and not has_direct:
+    stands_in = virial == "conservative"  # for that of the direct forces
+    if DIRECT in role.kinds and not stands_in and (virial == "none" or not capabilities.direct_virial):
         return True
-    return CONSERVATIVE in role.kinds and not capabilities.conservative_virial
+    return (CONSERVATIVE in role.kinds or stands_in) and not capabilities.conservative_virial
 
 
 def _check_kinds(role: ForceRole, spec: SocketSpec, capabilities: Capabilities) -> None:

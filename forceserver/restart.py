@@ -149,18 +149,13 @@ def _free_name(path: Path) -> Path:
 
 
 def finished_before(input_path: Path) -> str:
-    """Why i-PI has ended this run for good before its last step; empty where it has not.
-
-    Raises:
-        UsageError: not an i-PI input.
-    """
-    record = _recall(input_path)
-    return str(record.get("finished", "")) if record.get("sha256") == _fingerprint(input_path) else ""
+    """Why i-PI has ended the run that `choose_start` continues for good, before its last step; empty where it has not."""
+    return str(read_record(input_path.parent / RECORD).get("finished", ""))
 
 
 def note_finished(input_path: Path, why: str) -> None:
     """i-PI has ended this run for good: see `finished_before`."""
-    _write_record(input_path, _recall(input_path) | {"finished": why})
+    _write_record(input_path, read_record(input_path.parent / RECORD) | {"finished": why})
 
 
 def _fingerprint(input_path: Path) -> str:
@@ -181,10 +176,10 @@ def _remember(input_path: Path) -> None:
     _write_record(input_path, {"input": input_path.name, "sha256": _fingerprint(input_path)})
 
 
-def _recall(input_path: Path) -> dict[str, Any]:
-    """The record; empty where there is none."""
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON file that we keep beside a run; empty where there is none, or half of one."""
     try:
-        record: dict[str, Any] = json.loads((input_path.parent / RECORD).read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return record
@@ -196,7 +191,7 @@ def _write_record(input_path: Path, record: dict[str, Any]) -> None:
 
 def _check_same_input(input_path: Path, checkpoint: Path) -> None:
     remedy = "Start afresh with --fresh, continue by hand (`i-pi -S /tmp/ipi_ RESTART`), or give each run a folder of its own"
-    record = _recall(input_path)
+    record = read_record(input_path.parent / RECORD)
     if not record:
         raise UsageError(
             f"{checkpoint} is of a run that was not started with `launch`, so {input_path.name} may be another one. {remedy}"

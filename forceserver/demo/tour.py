@@ -27,6 +27,7 @@ from forceserver.launch import Ending, LaunchOptions, Supervisor
 from forceserver.potentials import require
 from forceserver.potentials.specification import anchored
 from forceserver.progress import PropertiesTail
+from forceserver.restart import read_record
 from forceserver.signals import StopRequest, stop_on_signals
 
 MARKER = "forceserver-demo"  # a folder with this file in it is ours to replace
@@ -189,9 +190,8 @@ class _Run:
 
     def recall(self) -> Outcome | None:
         """The outcome of a stop that an interrupted tour had finished."""
-        try:
-            known = json.loads((self.folder / ENDED).read_text())
-        except (OSError, ValueError):
+        known = read_record(self.folder / ENDED)
+        if not known:
             return None
         seconds = known["seconds_per_fs"]
         return self._outcome(math.nan if seconds is None else seconds, known["failure"])

@@ -74,10 +74,10 @@ class BatchBuilder:
         )
 
     def _positions(self, structure: Structure) -> FloatArray:
-        positions = structure.positions
+        """With atoms that are far out brought back to the cell, if that changes nothing but their digits."""
+        positions, cell = structure.positions, structure.cell
         if not self._brings_back or np.abs(positions).max() <= FAR:
             return positions
-        cell = structure.cell
         if not structure.pbc.all() or np.linalg.det(cell) == 0.0 or not np.isfinite(positions).all():
             return positions
         return positions - np.floor(positions @ np.linalg.inv(cell)) @ cell
@@ -168,9 +168,7 @@ class Capabilities:
     direct_virial: bool
     synthetic_direct: bool = False  # the direct forces are made up for testing: a user must be told
     conservative_virial: bool = True  # False: energy and forces only, as of some ASE calculators
-    any_image: bool = (
-        False  # moving an atom by a lattice vector changes nothing, so atoms that are far out may come back
-    )
+    any_image: bool = False  # moving an atom by a lattice vector changes nothing
     shares_forward_pass: bool = True  # both kinds from one call cost less than from one call each
 
 

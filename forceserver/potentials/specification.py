@@ -58,7 +58,7 @@ def parse(
 
 def anchored(spec: str) -> str:
     """The name of a model that means the same from any folder: every path in it made absolute, be it there or not."""
-    head, *items = split_items(spec)
+    head, *items = _split_items(spec)
     scheme, colon, word = head.partition(":")
     if scheme == FILE_SCHEME and word:
         head = scheme + colon + str(Path(word).resolve())
@@ -127,7 +127,7 @@ def require_positive(scheme: str, numbers: Mapping[str, float], keys: Iterable[s
             raise UsageError(f"{scheme}: option '{key}' must be positive, got {numbers[key]:g}")
 
 
-def split_items(text: str) -> list[str]:
+def _split_items(text: str) -> list[str]:
     """Split at the commas that stand neither between brackets nor in quotes."""
     items, depth, quote = [""], 0, ""
     for place, letter in enumerate(text):
@@ -148,7 +148,7 @@ def split_items(text: str) -> list[str]:
 
 def _parse_items(spec: str, rest: str) -> dict[str, str]:
     options: dict[str, str] = {}
-    for item in split_items(rest) if rest else []:
+    for item in _split_items(rest) if rest else []:
         word, separator, value = item.partition("=")
         key = word.strip() if separator else POSITIONAL
         value = (value if separator else item).strip()

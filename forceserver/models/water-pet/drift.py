@@ -31,7 +31,7 @@ from forceserver.launch import Ending, LaunchOptions, Supervisor
 from forceserver.logs import start_logging
 from forceserver.potentials.specification import anchored
 from forceserver.progress import PropertiesTail, show_progress
-from forceserver.restart import TOTAL_STEPS
+from forceserver.restart import TOTAL_STEPS, read_record
 from forceserver.signals import stop_on_signals
 from ipi_inputs import load
 
@@ -95,7 +95,7 @@ def run_case(case: Case, model: str, n_threads: int) -> Ending:
 
         supervisor = Supervisor(path, LaunchOptions(servers, retries=1), stop, watch)
         ending = supervisor.run()
-    known = _outcome(case)
+    known = read_record(case.folder / OUTCOME)
     seconds = seconds_per_step(rows) / case.n_inner
     if seconds == seconds:  # not nan: enough rows were seen
         known["ms"] = 1e3 * seconds
@@ -104,19 +104,11 @@ def run_case(case: Case, model: str, n_threads: int) -> Ending:
     return ending
 
 
-def _outcome(case: Case) -> dict[str, object]:
-    try:
-        known: dict[str, object] = json.loads((case.folder / OUTCOME).read_text())
-    except (OSError, ValueError):
-        return {}
-    return known
-
-
 def describe(case: Case) -> str | None:
     """The row of the table; None where nothing has run."""
     if not (case.folder / "input.xml").exists():
         return None
-    known = _outcome(case)
+    known = read_record(case.folder / OUTCOME)
     milliseconds = f"{known['ms']:.0f}" if "ms" in known else "-"
     row = [case.name, f"{case.step_fs:g}"]
     try:
@@ -165,7 +157,7 @@ def main() -> int:
     ]
     endings = []
     for case in [] if arguments.table else cases:
-        if _outcome(case).get("failure"):
+        if read_record(case.folder / OUTCOME).get("failure"):
             continue
         try:
             endings.append(run_case(case, anchored(arguments.model), arguments.threads))
