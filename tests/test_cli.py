@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from forceserver import cli
+from forceserver.openmp import USERS_CHOICES
 from real_ipi import BIN, WATER64, Socket, Workplace, free_port, workplace
 
 
@@ -185,6 +186,28 @@ def test_who_asks_for_the_account_too_early_ends_nothing(place: Workplace) -> No
     assert done.returncode == 1, done.stderr
     assert "nobody listens" in done.stderr
     assert json.loads((place.path / "report.json").read_text())["n_requests"] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"), ({"GOMP_SPINCOUNT": "77"}, "77")],
+)
+def test_threads_of_torch_spin_briefly_unless_the_user_says_how(
+    setting: dict[str, str], found: str, place: Workplace
+) -> None:
+    """Before torch is loaded, or OpenMP does not see it: its own words tell."""
+    inherited = {name: value for name, value in os.environ.items() if name not in USERS_CHOICES}
+    command = [BIN / "forceserver", "run", "noop", "-a", "nobody", "-t", WATER64, "--wait", "0"]
+    told = subprocess.run(
+        command,
+        env=inherited | setting | {"OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "GOMP_SPINCOUNT" not in told.stderr:
+        pytest.skip("this torch does not wait by GNU OpenMP")
+    assert f"GOMP_SPINCOUNT = '{found}'" in told.stderr
 
 
 def test_a_log_file_keeps_every_message(place: Workplace) -> None:

@@ -57,7 +57,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def openmp_environment() -> dict[str, str]:
-    """How threads wait, where the user said it: all processes inherit that. Their number is the bench's own affair."""
+    """How threads wait: all processes inherit that. Their number is the bench's own affair."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "OMP_PLACES", "KMP_BLOCKTIME")
     return {name: os.environ[name] for name in names if name in os.environ}
 

@@ -86,9 +86,11 @@ def bench(
     from forceserver.bench.measure import Options
     from forceserver.bench.run import Bench
     from forceserver.logs import start_logging
+    from forceserver.openmp import spin_briefly
     from forceserver.potentials.specification import anchored
     from forceserver.processes import n_cores
 
+    spin_briefly()
     start_logging()
     chosen = [] if scaling and not cases else parse_cases(cases or (",".join(QUICK) if quick else ""))
     spec = anchored(model)

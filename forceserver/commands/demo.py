@@ -43,14 +43,14 @@ def demo(output: Path | None, model: str, full: bool, time_ps: float | None, no_
     Three minutes on two cores. A tour that was interrupted is continued by the same command (exit code 75 until then).
     """  # fmt: skip
     from forceserver.demo import findings
-    from forceserver.demo.costs import calm_threads
     from forceserver.demo.stops import duration_text, expected_seconds
     from forceserver.demo.tour import Tour, finish, run_tour
+    from forceserver.openmp import spin_briefly
     from forceserver.potentials.specification import anchored
 
     if full and time_ps is not None:
         raise click.UsageError("--full is --length 10; give one of them")
-    calm_threads()
+    spin_briefly()
     tour = Tour(model, FULL_PS if full else time_ps or SHORT_PS, is_full=full)
     output = output or Path("demo-full" if full else "demo-output")
     if full:

@@ -188,6 +188,9 @@ def run(
     i-PI listens, this server dials in; either may be started first.
     """
     from forceserver.logs import start_logging
+    from forceserver.openmp import spin_briefly
+
+    spin_briefly()
     from forceserver.serve import ModelRequest, serve, simulations_from
     from forceserver.server import ServeOptions
 

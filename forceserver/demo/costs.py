@@ -46,15 +46,6 @@ def runs_at_once() -> tuple[int, int]:
     return (2 if n_cores() >= 2 * n_threads else 1), n_threads
 
 
-def calm_threads() -> None:
-    """Let threads that wait for each other sleep, here (before torch is loaded) and in every child.
-
-    OpenMP's threads spin: where i-PI or anybody else takes one of their cores, all of them wait for it to come back, and an
-    evaluation takes thirty times as long.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def time_evaluations(
     potential: Potential, structures: Sequence[Structure], n_repeats: int
 ) -> dict[str, list[float]]:

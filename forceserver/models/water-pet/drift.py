@@ -24,11 +24,12 @@ from analysis.drift import energy_drift
 from analysis.errors import AnalysisError
 from analysis.kinetics import temperature
 from forceserver.attempt import ServerCommand
-from forceserver.demo.costs import calm_threads, sensible_threads
+from forceserver.demo.costs import sensible_threads
 from forceserver.demo.tour import seconds_per_step
 from forceserver.errors import ForceServerError
 from forceserver.launch import Ending, LaunchOptions, Supervisor
 from forceserver.logs import start_logging
+from forceserver.openmp import spin_briefly
 from forceserver.potentials.specification import anchored
 from forceserver.progress import PropertiesTail, show_progress
 from forceserver.restart import TOTAL_STEPS, read_record
@@ -149,7 +150,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=sensible_threads(), help="of the server")
     parser.add_argument("--table", action="store_true", help="only print the table of what has run")
     arguments = parser.parse_args()
-    calm_threads()
+    spin_briefly()
     start_logging()
     cases = [
         Case(name, arguments.output / f"M-{name}", arguments.time, arguments.inner_step)
