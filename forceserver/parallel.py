@@ -1,7 +1,7 @@
 """Several evaluations of one potential at the same time: on a CPU, a core for each structure beats all cores for one.
 
 Measured with a small PET on two cores, one structure of 192 atoms after the other with two threads of torch, against two at a
-time with one thread each: direct 49 and 23 ms for a structure, conservative 86 and 51 ms; of 768 atoms 114 and 86, 204 and 179
+time with one thread each: direct 36 and 20 ms for a structure, conservative 49 and 41 ms; of 768 atoms 131 and 77, 189 and 170
 ms. A batch of eight is no faster than one by one: what a structure needs fits in a core's cache, what a batch needs does not. So
 a potential that allows it (`Twinned`) is given calls of few structures here, each to the next core that is free. On a GPU, and
 for any other potential, all structures stay in one call.
