@@ -1,13 +1,14 @@
 """i-PI's wall time per step with a force provider that computes nothing: what the conversation itself costs.
 
-    python benchmarks/overhead.py [--starts 4] [--pairs 20] [--steps 100] [--case "1 bead"]
+    python benchmarks/overhead.py [--starts 4] [--pairs 20] [--steps 100] [--case "1 bead"] [--latency 1e-3]
 
 Ours (`forceserver run noop`) against i-PI's own Python driver (`i-pi-py_driver -m dummy`), 192 atoms. Each has an i-PI of its
 own, which moves in short blocks of steps, in turn with the other one: ours, theirs, theirs, ours, and so on. Who is not moving is
 stopped (SIGSTOP). So what else the machine does falls on both alike, and the ratio of two neighbouring blocks says more than two
 long runs. All is started anew a few times, because two starts of the same program differ by some percent (where things lie in
 memory). Printed: medians of the time per step, and of the ratios of pairs, with the 95 % interval of that median and the
-quartiles of the ratios. Ratios below 1 mean that ours is faster. torch runs on one thread.
+quartiles of the ratios. Ratios below 1 mean that ours is faster. torch runs on one thread. i-PI looks for answers as often as it
+does by default (`<latency>` 1e-4 s); `--latency 1e-3` is that of the inputs of `ipi_inputs`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inputs import ENDLESS, write_input
+from inputs import ENDLESS, IPI_LATENCY, write_input
 
 BIN = Path(sys.executable).parent
 STEPWISE_IPI = Path(__file__).with_name("stepwise_ipi.py")
@@ -79,13 +80,14 @@ class Contender:
 
 
 @contextmanager
-def contender(case: Case, command: list[str], port: int) -> Iterator[Contender]:
+def contender(case: Case, command: list[str], port: int, latency: float) -> Iterator[Contender]:
     """Start an i-PI and a provider; the command may hold `{folder}` and `{port}`."""
     with tempfile.TemporaryDirectory(prefix="fs-") as name:
         folder = Path(name)
         write_input(
-            folder, steps=ENDLESS, mode=case.mode, port=port, n_beads=case.n_beads, batch_size=case.batch_size
-        )
+            folder, steps=ENDLESS, mode=case.mode, port=port, n_beads=case.n_beads, batch_size=case.batch_size,
+            latency=latency,
+        )  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (folder / "i-pi.log").open("w") as log:
             ipi = subprocess.Popen(
@@ -120,11 +122,14 @@ def providers(case: Case) -> tuple[list[str], list[str]]:
     )
 
 
-def measure(case: Case, n_pairs: int, n_steps: int, port: int) -> list[tuple[float, float]]:
+def measure(case: Case, n_pairs: int, n_steps: int, port: int, latency: float) -> list[tuple[float, float]]:
     """Seconds per step of ours and theirs in neighbouring blocks; the first block of each is not counted."""
     ours, theirs = providers(case)
     times = []
-    with contender(case, ours, port) as first, contender(case, theirs, port + 1) as second:
+    with (
+        contender(case, ours, port, latency) as first,
+        contender(case, theirs, port + 1, latency) as second,
+    ):
         for each in (first, second):
             each.seconds_per_step(n_steps)
         for pair in range(n_pairs):
@@ -155,6 +160,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20, help="of neighbouring blocks, each start")
     parser.add_argument("--steps", type=int, default=100, help="in a block of 1 bead; 32 beads get a quarter")
     parser.add_argument("--case", default="", help="only the cases whose name holds this")
+    parser.add_argument("--latency", type=float, default=IPI_LATENCY, help="s, of i-PI's sockets")
     arguments = parser.parse_args()
     print(
         f"{'case':26s} {'ours':>8s} {'driver':>8s} ms/step {'ratio':>7s} {'95 % interval':>15s} {'quartiles':>15s}"
@@ -167,7 +173,7 @@ def main() -> None:
         times = []
         for _ in range(arguments.starts):
             port += 2
-            times += measure(case, arguments.pairs, n_steps, port)
+            times += measure(case, arguments.pairs, n_steps, port, arguments.latency)
         ratios = [ours / theirs for ours, theirs in times]
         low, high = median_interval(ratios)
         lower, _, upper = statistics.quantiles(ratios, n=4)
