@@ -54,13 +54,13 @@ class Estimate:
         return math.copysign(float(norm.isf(math.exp(tail))), distance) if tail > -700 else distance
 
     def minus(self, other: Estimate) -> Estimate:
-        """Difference of two independent estimates."""
-        return Estimate(
-            value=self.value - other.value,
-            error=math.hypot(self.error, other.error),
-            unit=self.unit,
-            n_effective=min(self.n_effective, other.n_effective),
-        )
+        """Difference of two independent estimates; its degrees of freedom are Welch's (Biometrika 34, 28 (1947))."""
+        error = math.hypot(self.error, other.error)
+        n_effective = min(self.n_effective, other.n_effective)
+        if error > 0.0:
+            shares = [(own.error / error) ** 4 / max(own.n_effective - 1.0, 1.0) for own in (self, other)]
+            n_effective = 1.0 + 1.0 / sum(shares)
+        return Estimate(self.value - other.value, error, self.unit, n_effective)
 
     def scaled(self, factor: float, *, unit: str) -> Estimate:
         """The same estimate in another unit."""
@@ -72,6 +72,16 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{format_uncertain(self.value, self.error)} {self.unit}".rstrip()
+
+
+def errors_of(sigmas: float, n_effective: float) -> float:
+    """How many standard errors are as significant as so many sigmas, if the error comes from `n_effective` samples.
+
+    The inverse of `Estimate.sigmas_from`.
+    """
+    from scipy.stats import norm, t
+
+    return float(t.isf(norm.sf(sigmas), max(n_effective - 1.0, 1.0)))
 
 
 def format_uncertain(value: float, error: float) -> str:

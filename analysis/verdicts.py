@@ -9,7 +9,7 @@ from typing import Literal
 
 from analysis.evidence import Evidence
 from analysis.rules import CAUSES, RULES, SIGMAS
-from analysis.statistics import Estimate
+from analysis.statistics import Estimate, errors_of
 
 Status = Literal["pass", "warn", "fail", "too short"]
 ORDER: tuple[Status, ...] = ("fail", "warn", "too short", "pass")
@@ -69,8 +69,8 @@ def judge(deviation: Deviation, *, duration_ps: float, n_subjects: int = 1) -> V
     """Apply its rule to a deviation.
 
     Fail or warn: beyond the tolerance, and significant. Too short: a deviation that should fail could hide in the error
-    bar, or there are too few independent samples for an error bar at all; the time that is missing follows from
-    error ~ 1/sqrt(time). Pass: the rest.
+    bar, an error bar from few samples being as uncertain here as it is there, or there are too few independent samples for
+    an error bar at all; the time that is missing follows from error ~ 1/sqrt(time). Pass: the rest.
 
     Where theory gives the spread of a single sample, a mean that is many such spreads away is significant however slowly
     the series moves: no mean is less certain than one sample.
@@ -86,8 +86,9 @@ def judge(deviation: Deviation, *, duration_ps: float, n_subjects: int = 1) -> V
     if abs(at_least) > abs(sigmas) or (abs(at_least) >= wanted and not enough):
         sigmas, enough = at_least, True
     decisive = fail if fail is not None else warn
+    errors = errors_of(wanted, max(estimate.n_effective, rule.min_effective))
     growth = max(
-        (wanted * estimate.error / decisive) ** 2, rule.min_effective / max(estimate.n_effective, 1e-3)
+        (errors * estimate.error / decisive) ** 2, rule.min_effective / max(estimate.n_effective, 1e-3)
     )
     status: Status
     if size > warn and (deviation.exact or (abs(sigmas) >= wanted and enough)):

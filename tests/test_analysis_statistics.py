@@ -11,6 +11,7 @@ from analysis.statistics import (
     Estimate,
     autocorrelation_time,
     coarsened,
+    errors_of,
     format_uncertain,
     from_blocks,
     has_settled,
@@ -183,9 +184,18 @@ def test_estimate_prints_value_error_and_unit():
     assert str(Estimate(12.8, 0.5, "K", 100.0)) == "12.8(5) K"
 
 
-def test_difference_of_estimates_adds_errors_in_quadrature():
+def test_difference_of_estimates_adds_errors_in_quadrature_and_has_the_freedom_of_welch():
     apart = Estimate(5.0, 3.0, "K", 40.0).minus(Estimate(1.0, 4.0, "K", 20.0))
-    assert (apart.value, apart.error, apart.n_effective) == (4.0, 5.0, 20.0)
+    assert (apart.value, apart.error) == (4.0, 5.0)
+    assert apart.n_effective - 1.0 == pytest.approx(25.0**2 / (9.0**2 / 39.0 + 16.0**2 / 19.0))
+    exact = Estimate(5.0, 3.0, "K", 40.0).minus(Estimate(1.0, 0.0, "K", 2.0))
+    assert exact.n_effective == pytest.approx(40.0)
+
+
+@pytest.mark.parametrize("n_effective", [4.0, 8.0, 25.0, 1000.0])
+def test_errors_that_are_wanted_are_those_that_give_so_many_sigmas(n_effective):
+    wanted = errors_of(4.0, n_effective)
+    assert Estimate(wanted, 1.0, "K", n_effective).sigmas_from(0.0) == pytest.approx(4.0)
 
 
 def test_too_few_samples_are_refused_with_the_remedy():
