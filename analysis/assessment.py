@@ -75,7 +75,7 @@ def _deductions(evidence: Evidence) -> list[Deviation]:
     """What follows from the input alone."""
     if evidence.inner_steps < 2:
         return []
-    ratio = evidence.outer_step_fs / evidence.half_period_fs
+    ratio = evidence.outer_step_fs / evidence.outer_half_period_fs
     return [Deviation("outer step", "", Estimate(ratio, 0.0, "half periods", 1.0), exact=True)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +32,10 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--stitch", is_flag=True, help="The paths are parts of one run, in order of time.")
 @click.option(
-    "--viscosity", type=float, metavar="MPA_S", help="In mPa s: corrects diffusion for the size of the box."
+    "--viscosity",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="MPA_S",
+    help="In mPa s: corrects diffusion for the box size.",
 )
 @click.option("-o", "--output", type=FOLDER, metavar="DIR", help="Where report.html and report.json go.")
 def analyze(
@@ -51,6 +56,8 @@ def analyze(
             raise UnreadableRun("--compare wants at least two runs, or one and --reference RUN; got one")
         parts = [runs] if stitch else [(path,) for path in runs]
         base = (reference,) if reference is not None else parts.pop(0) if compare else None
+        if output is not None:
+            _prepare(output)
         assessments, trusted = _assess_all(parts, base, viscosity)
         shown = [trusted, *assessments] if compare and trusted is not None else assessments
         _print(shown, trusted)
@@ -62,6 +69,18 @@ def analyze(
     except AnalysisError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+def _prepare(output: Path) -> None:
+    """Make the folder of the report before the work, not after."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if not os.access(output, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise click.UsageError(
+            f"-o {output}: cannot write there ({error.strerror}); name another folder"
+        ) from None
 
 
 def _assess_all(

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.errors import MissingOutput, TooShort
+from analysis.errors import AnalysisError, MissingOutput, TooShort
 from analysis.evidence import fastest_vibration
+from analysis.kinetics import degrees_of_freedom
 from analysis.molecules import Molecules, centre_quantities, find_molecules
 from analysis.run import Run
 from analysis.series import FloatArray
@@ -85,6 +86,9 @@ def velocity_spectrum(run: Run, atom: str = "") -> Spectrum:
 
     trajectory = run.trajectory(centre_quantities(run)[1])
     interval = frame_interval_ps(run, trajectory)
+    freedom = degrees_of_freedom(run, atom, 0).remaining
+    if freedom <= 0.0:
+        raise AnalysisError(f"no spectrum of {atom or 'the velocities'}: the input holds all of it fixed")
     highest = NYQUIST_MARGIN * fastest_vibration(run)
     longest = 0.5 / (highest * LIGHT_CM_PER_PS)
     if interval > longest:
@@ -98,9 +102,7 @@ def velocity_spectrum(run: Run, atom: str = "") -> Spectrum:
             f"a spectrum wants {MIN_WINDOWS * WINDOW_PS:g} ps of velocities, got {trajectory.n_frames * interval:.2f} ps"
         )
     chosen = run.atoms.where(atom)
-    weights = (
-        run.atoms.masses[chosen][:, None] * kinetic_unit() / (boltzmann() * 3.0 * np.count_nonzero(chosen))
-    )
+    weights = run.atoms.masses[chosen][:, None] * kinetic_unit() / (boltzmann() * freedom)
     rows = []
     for window in trajectory.windows(MAX_WINDOWS, length):
         frequency, power = periodogram(
@@ -146,6 +148,10 @@ def frame_interval_ps(run: Run, trajectory: Trajectory) -> float:
     if trajectory.n_frames < 2:
         raise TooShort(f"{trajectory.path.name}: wanted at least 2 frames, got {trajectory.n_frames}")
     times = run.frame_times_ps(np.array([trajectory.step(0), trajectory.step(1)]))
+    if times[1] <= times[0]:
+        raise MissingOutput(
+            f"{trajectory.path.name}: the input gives its motion no time step, frames have no times"
+        )
     return float(times[1] - times[0])
 
 
@@ -162,9 +168,16 @@ class Displacement:
 
 
 def centres(run: Run, trajectory: Trajectory, molecules: Molecules, stride: int) -> FloatArray:
-    """Unwrapped centres of mass of molecules, the drift of the whole removed, (n_frames, n_molecules, 3) A."""
+    """Unwrapped centres of mass of molecules, (n_frames, n_molecules, 3) A, without those that hold fixed atoms.
+
+    The drift of the whole is removed, unless atoms are fixed, with respect to which all others move.
+    """
     masses = run.atoms.masses
     owner = molecules.atom_to_molecule
+    fixed = sorted({own // 3 for own in run.facts.fixed_dof}) if run.facts is not None else []
+    is_free = ~np.isin(np.arange(molecules.n_molecules), owner[fixed])
+    if not is_free.any():
+        raise AnalysisError(f"{run.name}: no diffusion, every molecule holds fixed atoms")
     total = np.bincount(owner, weights=masses)
     found, last, path = [], None, None
     for block in trajectory.blocks(stride=stride):
@@ -180,7 +193,8 @@ def centres(run: Run, trajectory: Trajectory, molecules: Molecules, stride: int)
             centre = np.stack(
                 [np.bincount(owner, weights=masses * path[:, axis]) for axis in range(3)], axis=1
             )
-            found.append(centre / total[:, None] - (masses @ path) / masses.sum())
+            drift = 0.0 if fixed else (masses @ path) / masses.sum()
+            found.append((centre / total[:, None] - drift)[is_free])
     return np.array(found)
 
 

@@ -19,6 +19,8 @@ from analysis.units import boltzmann
 HYDROGEN_MASSES = (0.9, 3.5)  # amu, anything that vibrates like hydrogen or its isotopes
 STRETCH_INVERSECM = 3700.0  # the fastest vibration with hydrogen of 1 amu
 HEAVY_INVERSECM = 2000.0  # without hydrogen: C-O, C-N, N-N
+HEAVY_MASSES = (11.5, 16.5)  # amu, of C, N and O
+SLOW_INVERSECM = 1000.0  # of everything else
 LIGHT_CM_PER_FS = 2.99792458e-5
 PLANCK_CM_K = 0.695034800  # k_B/(h c), 1/(cm K)
 NET_FORCE_TOLERANCE = 1e-4  # eV/A per atom; six digits of each force round to less
@@ -33,8 +35,12 @@ class Evidence:
     forces_stated: bool  # every component that moves the atoms says which forces it asks for
     inner_steps: int
     inner_step_fs: float
-    outer_step_fs: float
+    outer_step_fs: float  # between two impulses of the slowest force
     half_period_fs: float  # of the fastest vibration that the species suggest
+    outer_half_period_fs: (
+        float  # the same, of all that the slowest force acts on: springs of the ring polymer too
+    )
+    has_hydrogen: bool
     thermostat: str
     has_thermostat: bool
     has_global_thermostat: bool
@@ -52,7 +58,7 @@ class Evidence:
 
     @property
     def near_resonance(self) -> bool:
-        return self.inner_steps > 1 and self.outer_step_fs > 0.95 * self.half_period_fs
+        return self.inner_steps > 1 and self.outer_step_fs > 0.95 * self.outer_half_period_fs
 
     @property
     def has_net_force(self) -> bool:
@@ -77,19 +83,22 @@ def gather(
     """Evidence of a run from its input and its outputs; without an input, what the outputs alone tell."""
     facts = run.facts
     acting = _acting(facts)
-    direct = any(own.role.startswith(("direct", "blended")) for own in acting)
-    corrected = direct and facts is not None and any(0.0 in own.mts_weights for own in facts.components)
+    direct = [own for own in acting if own.role.startswith(("direct", "blended"))]
+    corrected = bool(direct) and abs(sum(own.weight * sum(own.mts_weights) for own in direct)) < 1e-6
     thermostat = facts.thermostat if facts is not None else None
-    outer = facts.timestep_fs if facts is not None else 0.0
-    inner_steps = facts.inner_steps if facts is not None else 1
+    levels = facts.nmts if facts is not None else ()
+    outer = facts.timestep_fs / (levels[0] if levels else 1) if facts is not None else 0.0
+    inner_steps = math.prod(levels[1:])
     return Evidence(
-        acts_directly=direct and not corrected,
+        acts_directly=bool(direct) and not corrected,
         corrects_directly=corrected,
         forces_stated=bool(acting) and all(own.role for own in acting),
         inner_steps=inner_steps,
         inner_step_fs=outer / inner_steps,
         outer_step_fs=outer,
         half_period_fs=half_period_fs(run),
+        outer_half_period_fs=half_period_fs(run, springs=True),
+        has_hydrogen=_has_hydrogen(run),
         thermostat=str(thermostat) if thermostat is not None else "none",
         has_thermostat=thermostat is not None,
         has_global_thermostat=thermostat is not None and thermostat.is_global,
@@ -116,29 +125,54 @@ def _acting(facts: RunFacts | None) -> list[ForceComponent]:
 def fastest_vibration(run: Run) -> float:
     """Wavenumber of the fastest vibration to expect from the species, in 1/cm.
 
-    3700 1/cm for hydrogen of 1 amu, scaled by the root of the mass for heavier; 2000 1/cm without hydrogen.
+    3700 1/cm for hydrogen of 1 amu, scaled by the root of the mass for heavier; without hydrogen 2000 1/cm where there is C, N
+    or O, else 1000 1/cm.
 
     Raises:
         MissingOutput: the species are not known.
     """
-    lightest = float(run.atoms.masses.min())
-    hydrogen = HYDROGEN_MASSES[0] < lightest < HYDROGEN_MASSES[1]
-    return STRETCH_INVERSECM / math.sqrt(lightest) if hydrogen else HEAVY_INVERSECM
+    masses = run.atoms.masses
+    lightest = float(masses.min())
+    if _is_hydrogen(lightest):
+        return STRETCH_INVERSECM / math.sqrt(lightest)
+    heavy = (masses > HEAVY_MASSES[0]) & (masses < HEAVY_MASSES[1])
+    return HEAVY_INVERSECM if heavy.any() else SLOW_INVERSECM
 
 
-def half_period_fs(run: Run) -> float:
-    """Half a period of the fastest vibration to expect from the species, springs of the ring polymer included.
+def _is_hydrogen(mass: float) -> bool:
+    return HYDROGEN_MASSES[0] < mass < HYDROGEN_MASSES[1]
 
-    In a ring polymer of P beads the springs add omega_max = 2 P k_B T/hbar to `fastest_vibration` in quadrature.
+
+def _has_hydrogen(run: Run) -> bool:
+    try:
+        return _is_hydrogen(float(run.atoms.masses.min()))
+    except AnalysisError:
+        return False
+
+
+def half_period_fs(run: Run, *, springs: bool = False) -> float:
+    """Half a period of the fastest vibration to expect from the species; inf where they are not known.
+
+    With `springs`, of the fastest motion that the slowest force of multiple time stepping acts on, in a ring polymer of P
+    beads: contracted to P' beads it acts on normal modes up to k = P'/2 alone, whose springs add omega_k = 2 P k_B T/hbar
+    sin(pi k/P) to `fastest_vibration` in quadrature (Markland and Manolopoulos, J. Chem. Phys. 129, 024105 (2008)).
+    i-PI itself propagates the springs exactly.
     """
     try:
         wavenumber = fastest_vibration(run)
     except AnalysisError:
         return math.inf
     facts = run.facts
-    if facts is not None and facts.n_beads > 1 and facts.temperature_K:
-        wavenumber = math.hypot(wavenumber, 2.0 * facts.n_beads * facts.temperature_K * PLANCK_CM_K)
+    if springs and facts is not None and facts.n_beads > 1 and facts.temperature_K:
+        highest = _beads_of_slowest_force(facts) // 2
+        frequency = 2.0 * facts.n_beads * facts.temperature_K * PLANCK_CM_K
+        wavenumber = math.hypot(wavenumber, frequency * math.sin(math.pi * highest / facts.n_beads))
     return 0.5 / (wavenumber * LIGHT_CM_PER_FS)
+
+
+def _beads_of_slowest_force(facts: RunFacts) -> int:
+    slowest = [own for own in _acting(facts) if own.mts_weights and own.mts_weights[0]]
+    return max((own.n_beads or facts.n_beads for own in slowest), default=facts.n_beads)
 
 
 def energy_resolution(run: Run) -> float:

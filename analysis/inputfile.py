@@ -93,7 +93,8 @@ class RunFacts:
     temperature_K: float | None  # None where the input sets none
     pressure_GPa: float | None
     thermostat: Thermostat | None
-    timestep_fs: float  # of the outermost level
+    timestep_fs: float  # of the outermost level; 0 for motions without one
+    splitting: str  # obabo or baoab; "" for motions without a thermostat
     nmts: tuple[int, ...]  # per level, outermost first; () without multiple time stepping
     n_beads: int
     fixcom: bool  # False where atoms are fixed: i-PI overrides it
@@ -140,7 +141,7 @@ def read_facts(path: Path, prefix: str | None = None) -> RunFacts:
 
 def _facts(simulation: Any, start: str, system: Any, directory: Path) -> RunFacts:
     output = simulation.output
-    motion = system.motion
+    motion = _dynamics_among(system.motion)
     mode = str(motion.mode.fetch())
     dynamics = motion.dynamics if mode == "dynamics" else None
     temperature = _in_unit(system.ensemble.temperature.fetch(), "temperature", "kelvin")
@@ -157,6 +158,7 @@ def _facts(simulation: Any, start: str, system: Any, directory: Path) -> RunFact
         if dynamics is not None and ensemble != "nve"
         else None,
         timestep_fs=_in_unit(outer_step, "time", "femtosecond"),
+        splitting=str(dynamics.splitting.fetch()) if dynamics is not None else "",
         nmts=tuple(int(level) for level in dynamics.nmts.fetch()) if dynamics is not None else (),
         n_beads=n_beads,
         fixcom=bool(motion.fixcom.fetch()) and not fixed_dof,
@@ -167,6 +169,14 @@ def _facts(simulation: Any, start: str, system: Any, directory: Path) -> RunFact
         outputs=tuple(_outputs(output)),
         atoms=_atoms(system, directory),
     )
+
+
+def _dynamics_among(motion: Any) -> Any:
+    """The dynamics of a `multi` motion (atoms that swap beside it, say), the first of its motions where it has none."""
+    if str(motion.mode.fetch()) != "multi":
+        return motion
+    members = [own for name, own in motion.extra if name == "motion"]
+    return next((own for own in members if str(own.mode.fetch()) == "dynamics"), (members or [motion])[0])
 
 
 def _in_unit(value: float, dimension: str, unit: str) -> float:

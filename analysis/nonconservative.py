@@ -13,11 +13,12 @@ from analysis.drift import POWER_UNIT
 from analysis.errors import AnalysisError, MissingOutput
 from analysis.molecules import common_frames
 from analysis.run import Run
-from analysis.series import FloatArray, Series
+from analysis.series import Series
 from analysis.statistics import Estimate, autocorrelation_time, mean
 from analysis.trajectories import Trajectory
 
 MAX_FRAMES = 4000
+FOLLOWED_FRAMES = 2000  # one after the other, for the correlation time
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class ForceDifference:
     rms: Estimate  # eV/A, per Cartesian component
     rms_by_species: dict[str, Estimate]
     net: Estimate  # eV/A, root mean square of a component of the net force per atom
-    correlation_ps: Estimate  # of f_D - f_C, the median over Cartesian components of some atoms
+    correlation_ps: (
+        Estimate  # of f_D - f_C, the median over Cartesian components of some atoms; never below half a frame
+    )
 
 
 def force_difference(run: Run) -> ForceDifference:
@@ -37,15 +40,12 @@ def force_difference(run: Run) -> ForceDifference:
         MissingOutput: the components were not written, or the input does not say which is which.
     """
     conservative, direct = _component(run, "conservative"), _component(run, "direct")
-    pairs = common_frames([conservative, direct], MAX_FRAMES)
     squares, nets, steps = [], [], []
-    followed: list[FloatArray] = []
-    for own, other in pairs:
+    for own, other in common_frames([conservative, direct], MAX_FRAMES):
         reference = conservative.frames(own, own + 1)
         difference = direct.frames(other, other + 1).values[0] - reference.values[0]
         squares.append((difference**2).mean(axis=1))
         nets.append(np.mean(difference.sum(axis=0) ** 2) / len(difference) ** 2)
-        followed.append(difference[:: max(1, len(difference) // 16)].ravel())
         steps.append(reference.steps[0])
     times = run.frame_times_ps(np.array(steps))
     by_atom = np.array(squares)  # (n_frames, n_atoms)
@@ -56,7 +56,7 @@ def force_difference(run: Run) -> ForceDifference:
             for label in run.atoms.species
         },
         net=_root(Series(times, np.array(nets), "(eV/A)^2", "net force")),
-        correlation_ps=_typical_memory(times, np.array(followed)),
+        correlation_ps=_typical_memory(run, conservative, direct),
     )
 
 
@@ -66,9 +66,18 @@ def _root(square: Series) -> Estimate:
     return Estimate(root, found.error / (2.0 * root) if root else 0.0, "eV/A", found.n_effective)
 
 
-def _typical_memory(times: FloatArray, components: FloatArray) -> Estimate:
-    """Median autocorrelation time of single components (n_frames, n_components)."""
-    found = [autocorrelation_time(Series(times, column, "eV/A")) for column in components.T]
+def _typical_memory(run: Run, conservative: Trajectory, direct: Trajectory) -> Estimate:
+    """Median autocorrelation time of single components of f_D - f_C, in frames that follow each other in mid-run."""
+    everywhere = common_frames([conservative, direct], max(conservative.n_frames, direct.n_frames))
+    begin = max(0, (len(everywhere) - FOLLOWED_FRAMES) // 2)
+    differences, steps = [], []
+    for own, other in everywhere[begin : begin + FOLLOWED_FRAMES]:
+        reference = conservative.frames(own, own + 1)
+        difference = direct.frames(other, other + 1).values[0] - reference.values[0]
+        differences.append(difference[:: max(1, len(difference) // 16)].ravel())
+        steps.append(reference.steps[0])
+    times = run.frame_times_ps(np.array(steps))
+    found = [autocorrelation_time(Series(times, column, "eV/A")) for column in np.array(differences).T]
     return sorted(found, key=lambda estimate: estimate.value)[len(found) // 2]
 
 

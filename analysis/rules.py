@@ -127,10 +127,11 @@ CAUSES: dict[str, Cause] = {
             lambda e: e.near_resonance,
             lambda e: (
                 f"the outer step of {e.outer_step_fs:g} fs is close to half a period of the fastest vibration "
-                f"({e.half_period_fs:.2f} fs)"
+                f"({e.outer_half_period_fs:.2f} fs)"
             ),
             lambda e: (
-                f"make the outer step at most {0.9 * e.half_period_fs:.1f} fs, or make hydrogen heavier"
+                f"make the outer step at most {0.9 * e.outer_half_period_fs:.1f} fs"
+                + (", or make hydrogen heavier" if e.has_hydrogen else "")
             ),
         ),
         Cause(
@@ -246,7 +247,7 @@ CAUSES: dict[str, Cause] = {
                     if e.forces_stated
                     else "write <parameters>{forces: ...}</parameters> in each <ffsocket>, and "
                 )
-                + "run `forceserver check` on the model, and a run of half the time step"
+                + "compare with a run of half the time step"
             ),
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -210,6 +211,9 @@ def _find(path: Path) -> Run:
     facts = read_facts(source, prefix) if source is not None else None
     start = facts.outputs_start if facts is not None else f"{prefix}." if prefix else None
     properties, trajectories = _outputs_of(directory, start)
+    properties, trajectories = (
+        _without_longer_prefixes(files, facts) for files in (properties, trajectories)
+    )
     if not properties and not trajectories:
         known = prefixes_in(directory) if prefix and source is None else []
         raise UnreadableRun(
@@ -263,6 +267,15 @@ def _outputs_of(directory: Path, start: str | None) -> tuple[list[Path], list[Pa
             f"{directory / min(prefixes)}"
         )
     return properties, trajectories
+
+
+def _without_longer_prefixes(files: Sequence[Path], facts: RunFacts | None) -> list[Path]:
+    """Outputs of a run `nvt` without those of a run `nvt.300K` beside it, which begin alike."""
+    if facts is None:
+        return list(files)
+    begin = facts.outputs_start.rpartition("/")[2]
+    own = [f".{spec.filename}" for spec in facts.outputs]
+    return [file for file in files if not any(name in file.name.removeprefix(begin) for name in own)]
 
 
 def _declared(facts: RunFacts | None) -> dict[str, Key]:

@@ -207,7 +207,7 @@ def _cells(headers: list[bytes]) -> FloatArray:
 
 
 def _cell(header: bytes) -> FloatArray:
-    """Lattice vectors as rows, in the unit of the file; zeros where the header has none."""
+    """Lattice vectors as rows, in the unit of the file; zeros where the header has none, or -1, i-PI's word for none."""
     lattice = LATTICE.search(header)
     if lattice:
         return np.array(lattice.group(1).split(), dtype=float).reshape(3, 3)
@@ -215,6 +215,8 @@ def _cell(header: bytes) -> FloatArray:
     if match is None:
         return np.zeros((3, 3))
     a, b, c, alpha, beta, gamma = (float(number) for number in match.group(1).split())
+    if a < 0.0:
+        return np.zeros((3, 3))
     cosines = np.cos(np.radians([alpha, beta, gamma]))
     cosines[np.abs(cosines) < 1e-12] = 0.0
     sine = np.sqrt(1.0 - cosines[2] ** 2)

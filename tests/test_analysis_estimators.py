@@ -11,6 +11,7 @@ from analysis.dynamics import (
     Displacement,
     Spectrum,
     band_temperatures,
+    centres,
     comparable,
     diffusion,
     displacement,
@@ -26,7 +27,7 @@ from analysis.kinetics import (
     temperature_series,
     width_temperature,
 )
-from analysis.molecules import find_molecules, part_temperature_series, part_temperatures
+from analysis.molecules import Molecules, find_molecules, part_temperature_series, part_temperatures
 from analysis.nonconservative import force_difference, nonconservative_power, power_series
 from analysis.path_integrals import (
     estimator_mismatch,
@@ -35,6 +36,7 @@ from analysis.path_integrals import (
 )
 from analysis.statistics import Estimate
 from analysis.structure import RadialDistribution, distance_between, radial_distributions
+from analysis.trajectories import Trajectory
 from analysis_runs import (
     K_B,
     KINETIC,
@@ -387,6 +389,31 @@ def test_diffusion_of_langevin_particles_is_the_exact_one(tmp_path):
     assert moved.mean[1] / moved.lag_ps[1] ** 2 == pytest.approx(ballistic, rel=0.25)
 
 
+def test_molecules_that_are_held_do_not_diffuse_and_are_not_counted(tmp_path):
+    setting = with_(SETTING, n_waters=27, stride=80)
+    path = diffusing(setting, 2000, 11, 0.1)
+    free = centres(
+        *two_of(with_trajectories(tmp_path / "free", setting, pos=("positions", "angstrom", path)))
+    )
+    held = tuple(range(3 * 9))
+    path[:, held] = path[0, held]
+    some_held = with_(setting, fixed=held)
+    run = with_trajectories(tmp_path / "held", some_held, pos=("positions", "angstrom", path))
+    moved = centres(*two_of(run))
+    assert moved.shape == (2000, 18, 3)
+    apart = (moved - moved[0]) - (free - free[0])[:, 9:]
+    assert (
+        np.ptp(apart, axis=1).max() < 1e-3
+    )  # the same paths, up to the drift of the whole, which is not taken out here
+
+
+def two_of(run: Run) -> tuple[Run, Trajectory, Molecules, int]:
+    """What `centres` wants of a run."""
+    trajectory = run.trajectory("positions")
+    first = trajectory.frames(0, 1)
+    return run, trajectory, find_molecules(run.atoms, first.values[0], first.cells[0]), 1
+
+
 def test_short_trajectory_says_how_much_diffusion_wants(tmp_path):
     setting = with_(SETTING, n_waters=8, stride=80)
     run = with_trajectories(
@@ -474,6 +501,18 @@ def test_work_of_direct_forces_is_that_of_a_known_power(tmp_path):
     assert apart.rms.value == pytest.approx(1e-4 * np.sqrt((velocities**2).mean()), rel=1e-2)
     assert apart.rms_by_species["H"].value > 3 * apart.rms_by_species["O"].value
     assert apart.correlation_ps.value == pytest.approx(0.05, rel=0.5)
+
+
+def test_the_memory_of_the_difference_does_not_grow_with_the_length_of_the_run(tmp_path):
+    """Frames every 4 fs with a memory of 20 fs; of 20,000 frames, 4000 spread evenly would show none below 10 fs each."""
+    setting = with_(SETTING, role="direct", ensemble="nve", n_waters=2)
+    apart = 0.1 * ornstein_uhlenbeck(20_000, (6, 3), 5.0, np.random.default_rng(3))
+    run = with_trajectories(
+        tmp_path, setting,
+        fd=("forces_component_raw", "ev/ang", apart), fc=("forces_component_raw", "ev/ang", 0.0 * apart),
+    )  # fmt: skip
+    exact = 0.004 * 0.5 * (1.0 + np.exp(-0.2)) / (1.0 - np.exp(-0.2))
+    assert force_difference(run).correlation_ps.value == pytest.approx(exact, rel=0.3)
 
 
 @pytest.mark.parametrize("torn", ["fd", "fc", "vel"])

@@ -171,6 +171,30 @@ def test_a_run_is_found_by_directory_input_and_prefix(tmp_path):
     assert found[0].atoms.masses[:3] == pytest.approx([15.9994, 1.00794, 1.00794])
 
 
+def test_a_run_whose_prefix_begins_like_another_is_not_mixed_with_it(tmp_path):
+    write_setting(tmp_path, SETTING)
+    text = (tmp_path / "input.xml").read_text()
+    for prefix, n_rows in (("nvt", 100), ("nvt.300K", 200)):
+        (tmp_path / f"{prefix}.xml").write_text(text.replace('prefix="simulation"', f'prefix="{prefix}"'))
+        write_table(tmp_path / f"{prefix}.out", clean_columns(SETTING, n_rows, 1))
+    (tmp_path / "input.xml").unlink()
+    for path, n_rows in (("nvt.xml", 100), ("nvt", 100), ("nvt.300K.xml", 200), ("nvt.300K", 200)):
+        assert len(read_run(tmp_path / path).series("conserved")) == n_rows
+
+
+def test_dynamics_beside_atoms_that_swap_have_their_time_step(tmp_path):
+    write_setting(tmp_path, SETTING)
+    path = tmp_path / "input.xml"
+    text = path.read_text().replace(
+        '<motion mode="dynamics">', '<motion mode="multi"> <motion mode="dynamics">'
+    )
+    swap = '<motion mode="atomswap"> <atomswap> <names> [O, H] </names> </atomswap> </motion> </motion>'
+    path.write_text(text.replace("</motion>", f"</motion> {swap}"))
+    facts = read_facts(path)
+    assert (facts.ensemble, facts.timestep_fs) == ("nvt", pytest.approx(0.5))
+    assert facts.thermostat is not None
+
+
 def test_facts_of_the_input(tmp_path):
     write_setting(
         tmp_path, with_(SETTING, mts=8, thermostat="svr", tau_fs=10.0, role="direct", timestep_fs=4.0)

@@ -201,6 +201,8 @@ def test_velocities_written_too_rarely_are_a_gap_in_a_comparison(runs, tmp_path)
         (["{tmp}"], "no i-PI outputs"),
         (["{run}", "--compare"], "--compare wants at least two runs"),
         (["{tmp}/junk"], "no i-PI outputs"),
+        (["{run}", "-o", "{tmp}/junk/report"], "cannot write there (Not a directory)"),
+        (["{run}", "--viscosity", "0"], "--viscosity"),
     ],
 )
 def test_what_cannot_be_read_is_one_message_and_exit_code_2(runs, tmp_path, arguments, message):

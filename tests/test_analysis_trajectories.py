@@ -169,6 +169,12 @@ def test_triclinic_cells_agree_with_ase(tmp_path):
     )
 
 
+def test_the_cell_that_i_pi_writes_for_none_is_none(tmp_path):
+    header = "# CELL(abcABC): -1.0 1.0 1.0 90.0 90.0 90.0 Step: 0 Bead: 0 positions{angstrom} cell{angstrom}"
+    (tmp_path / "t.xyz").write_text(f"1\n{header}\n" + ATOM)
+    np.testing.assert_array_equal(opened(tmp_path / "t.xyz").cell(0), np.zeros((3, 3)))
+
+
 def test_atomic_units_of_values_and_cell_are_converted(tmp_path):
     header = "# CELL(abcABC): 10.0 10.0 10.0 90.0 90.0 90.0 Step: 0 Bead: 3 positions{atomic_unit} cell{atomic_unit}"
     (tmp_path / "t.xyz").write_text(f"1\n{header}\n" + ATOM)

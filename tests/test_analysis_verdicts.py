@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ipi_inputs
 from analysis import read_run, report
 from analysis.assessment import Assessment, assess
-from analysis.evidence import half_period_fs
+from analysis.evidence import gather, half_period_fs
+from analysis.inputfile import read_facts
 from analysis.measure import measure
 from analysis.rules import CAUSES, RULES
+from analysis.run import Run
 from analysis.statistics import Estimate
 from analysis.verdicts import Deviation, Verdict, judge
 from analysis_runs import (
@@ -156,10 +159,11 @@ def test_hot_species_fails_while_the_mean_temperature_passes(tmp_path):
 def test_heating_under_weak_friction_names_the_thermostat_and_the_tau_that_would_do(tmp_path):
     """P tau/(3 N k_B) with P = 3.3 meV/ps/atom and tau = 1 ps is 12.8 K; 1 % of 300 K would take 235 fs."""
     setting = with_(SETTING, tau_fs=1000.0, role="direct")
-    hot = water_velocities(with_(setting, temperature_K=312.8), LONG, 3)
-    columns = clean_columns(setting, LONG, 3, hot)
+    n_frames = LONG * 6 // 5
+    hot = water_velocities(with_(setting, temperature_K=312.8), n_frames, 3)
+    columns = clean_columns(setting, n_frames, 3, hot)
     columns["conserved{electronvolt}"] += 3.3e-3 * 192 * columns["time{picosecond}"]
-    own = verdict(run_of(tmp_path, setting, LONG, 3, **columns), "temperature")
+    own = verdict(run_of(tmp_path, setting, n_frames, 3, **columns), "temperature")
     assert own.status == "fail"
     assert causes(own)[0] == "thermostat too weak"
     assert "12.8 K" in own.attributions[0].because
@@ -340,6 +344,20 @@ def test_a_restart_that_goes_on_smoothly_passes(tmp_path):
     assert alarms(found) == []
 
 
+def test_a_restart_in_a_run_that_drifts_is_no_jump(tmp_path):
+    setting = with_(SETTING, ensemble="nve", stride=400)
+    columns = clean_columns(setting, 500, 8)
+    columns["conserved{electronvolt}"] += 7e-3 * 192 * columns["time{picosecond}"]
+    write_setting(tmp_path, setting)
+    write_table(
+        tmp_path / "simulation.out",
+        {name: np.concatenate([own[:300], own[250:]]) for name, own in columns.items()},
+    )
+    found = assess(read_run(tmp_path))
+    assert next(v for v in found.verdicts if v.deviation.rule == "seam").status == "pass"
+    assert verdict(found, "drift").status == "fail"
+
+
 def test_rows_that_are_not_finite_fail(tmp_path):
     columns = clean_columns(SETTING, 2500, 9)
     columns["conserved{electronvolt}"][2000:] = np.nan
@@ -389,7 +407,49 @@ def test_half_period_follows_the_mass_of_hydrogen_and_the_springs_of_the_ring_po
     run = read_run(write_clean(tmp_path / "light", SETTING, 20))
     assert half_period_fs(run) == pytest.approx(4.5, abs=0.05)  # 3700 1/cm
     ring = read_run(write_clean(tmp_path / "ring", with_(SETTING, n_beads=8), 20))
-    assert half_period_fs(ring) == pytest.approx(0.5e5 / (2.99792458 * np.hypot(3685.4, 3336.2)), rel=1e-3)
+    assert half_period_fs(ring) == half_period_fs(run)  # i-PI itself propagates the springs
+    with_springs = 0.5e5 / (2.99792458 * np.hypot(3685.4, 3336.2))
+    assert half_period_fs(ring, springs=True) == pytest.approx(with_springs, rel=1e-3)
+
+
+def test_a_contracted_force_acts_on_the_slow_modes_of_the_ring_polymer_alone():
+    """32 beads contracted to 4: modes up to 2 of 32, whose springs are at 2 omega_P sin(2 pi/32)."""
+    path = Path(ipi_inputs.__file__).with_name("rpc-mts.xml")
+    run = Run("rpc-mts", read_facts(path), (), ())
+    springs = 2.0 * 32 * 300.0 * 0.695034800 * np.sin(2.0 * np.pi / 32)
+    slow = 0.5e5 / (2.99792458 * np.hypot(3700.0 / np.sqrt(1.00794), springs))
+    assert half_period_fs(run, springs=True) == pytest.approx(slow, rel=1e-3)
+    assert not gather(run, None, None, None).near_resonance
+
+
+def test_argon_is_not_told_to_make_its_hydrogen_heavier(tmp_path):
+    text = with_(SETTING, mts=8, role="direct", timestep_fs=20.0).text()
+    (tmp_path / "start.xyz").write_text("2\n\nAr 0 0 0\nAr 0 0 4\n")
+    (tmp_path / "input.xml").write_text(text)
+    evidence = gather(Run("argon", read_facts(tmp_path / "input.xml"), (), ()), None, None, None)
+    assert evidence.outer_half_period_fs == pytest.approx(0.5e5 / (2.99792458 * 1000.0))
+    assert evidence.near_resonance
+    assert "hydrogen" not in CAUSES["resonance"].remedy(evidence)
+
+
+def test_inner_steps_of_a_single_level_make_it_shorter_and_no_impulse(tmp_path):
+    text = with_(SETTING, timestep_fs=4.4).text().replace("<nmts>", "")
+    text = text.replace("</timestep>", "</timestep> <nmts> [9] </nmts>")
+    write_setting(tmp_path, SETTING)
+    (tmp_path / "input.xml").write_text(text)
+    evidence = gather(Run("plain", read_facts(tmp_path / "input.xml"), (), ()), None, None, None)
+    assert evidence.inner_steps == 1
+    assert evidence.inner_step_fs == pytest.approx(4.4 / 9)
+
+
+def test_direct_forces_at_both_levels_correct_nothing(tmp_path):
+    write_setting(tmp_path, with_(SETTING, mts=8, role="direct"))
+    path = tmp_path / "input.xml"
+    corrected = gather(Run("run", read_facts(path), (), ()), None, None, None)
+    assert (corrected.acts_directly, corrected.corrects_directly) == (False, True)
+    path.write_text(path.read_text().replace("{forces: conservative}", "{forces: direct}"))
+    both = gather(Run("run", read_facts(path), (), ()), None, None, None)
+    assert (both.acts_directly, both.corrects_directly) == (True, False)
 
 
 def test_volume_that_drifts_fails(tmp_path):
@@ -415,9 +475,43 @@ def test_short_run_says_how_much_longer(tmp_path):
 
 def test_time_that_is_missing_follows_from_the_error_bar():
     """Error 2 K against 3 K tolerated at 4 sigmas: (4 * 2/3)^2 = 7.1 times as long."""
-    own = judge(Deviation("temperature", "", Estimate(0.5, 2.0, "K", 1000.0), 300.0), duration_ps=10.0)
+    own = judge(Deviation("temperature", "", Estimate(0.5, 2.0, "K", 1e6), 300.0), duration_ps=10.0)
     assert own.status == "too short"
-    assert own.more_ps == pytest.approx(10.0 * ((4.0 * 2.0 / 3.0) ** 2 - 1.0))
+    assert own.more_ps == pytest.approx(10.0 * ((4.0 * 2.0 / 3.0) ** 2 - 1.0), rel=1e-4)
+
+
+def test_a_large_deviation_with_an_error_bar_from_few_blocks_is_no_pass():
+    """Diffusion 43 % off, by 6.2 errors of 8 blocks: what is not enough to fail is not enough to pass."""
+    apart = Estimate(-0.10, 0.016, "A^2/ps", 8.0)
+    own = judge(Deviation("diffusion", "", apart, 0.23), duration_ps=50.0)
+    assert own.status == "too short"
+    assert 50.0 < own.more_ps < 500.0
+    more = Estimate(-0.10, 0.008, "A^2/ps", 8.0)
+    assert judge(Deviation("diffusion", "", more, 0.23), duration_ps=200.0).status == "fail"
+
+
+@pytest.mark.parametrize(("duration_ps", "status"), [(20.0, "too short"), (60.0, "fail")])
+def test_kinetic_energies_have_no_more_samples_than_the_thermostat_gives_them(tmp_path, duration_ps, status):
+    """Vibrations lose their energy in tau = 1 ps; the noise of femtoseconds beside it hides how few of these a run has."""
+    setting = with_(SETTING, tau_fs=1000.0)
+    n_frames = int(duration_ps / setting.interval_ps)
+    hot = water_velocities(with_(setting, temperature_K=312.8), n_frames, 3, tau_ps=0.01)
+    own = verdict(
+        run_of(tmp_path, setting, n_frames, 3, **clean_columns(setting, n_frames, 3, hot)), "temperature"
+    )
+    assert own.deviation.estimate.n_effective <= duration_ps / 2.0
+    assert own.status == status
+
+
+@pytest.mark.parametrize(("splitting", "timestep_fs"), [("obabo", 0.5), ("baoab", 0.25), ("baoab", 0.5)])
+def test_momenta_of_baoab_are_colder_than_the_bath_by_design(tmp_path, splitting, timestep_fs):
+    setting = with_(SETTING, timestep_fs=timestep_fs)
+    path = write_clean(tmp_path, setting, 2500) / "input.xml"
+    path.write_text(path.read_text().replace('mode="nvt"', f'mode="nvt" splitting="{splitting}"'))
+    found = assess(read_run(tmp_path))
+    is_judged = "temperature" in {own.deviation.rule for own in found.verdicts}
+    assert is_judged == (splitting == "obabo" or timestep_fs < 0.5)
+    assert any("splitting baoab" in gap for gap in found.measured.gaps) != is_judged
 
 
 @pytest.mark.parametrize(
