@@ -168,21 +168,19 @@ def width_temperature(run: Run) -> Estimate:
     return standard_deviation(series).scaled(float(np.sqrt(remaining / 2.0)), unit="K")
 
 
-def limited_by_bath(run: Run, estimate: Estimate, mode: int | None = None) -> Estimate:
-    """An estimate of kinetic energies, with no more independent samples than duration/(2 tau) of the thermostat.
+def remembering_bath(run: Run, estimate: Estimate, spread: float, mode: int | None = None) -> Estimate:
+    """A mean of kinetic energies, with an error of at least spread sqrt(tau/duration), tau that of the thermostat.
 
-    Under friction 1/tau the energy of a vibration forgets with exp(-t/tau), so that its kinetic energy, which has half of
-    it, keeps half of its fluctuation for that long, and the other half for femtoseconds. A short run shows the fast
-    half alone and takes its error bar from it. Holds for one bead, and for the centroid (`mode` 0) of several: internal
-    modes have a friction of their own. Nothing is known of thermostats without a single tau.
+    Under friction 1/tau the energy of a vibration forgets with exp(-t/tau). So its kinetic energy, which has half of it,
+    keeps half of its variance `spread`^2 for that long, and the other half for femtoseconds: the error that a short run
+    shows is that of the fast half. Holds for one bead, and for the centroid (`mode` 0) of several: internal modes have a
+    friction of their own. Nothing is known of thermostats without a single tau.
     """
     facts = run.facts
-    if facts is None or facts.thermostat is None or facts.thermostat.tau_fs <= 0.0:
+    if facts is None or facts.thermostat is None or (facts.n_beads > 1 and mode != 0):
         return estimate
-    if facts.n_beads > 1 and mode != 0:
-        return estimate
-    most = run.duration_ps * 1e3 / (2.0 * facts.thermostat.tau_fs)
-    return replace(estimate, n_effective=min(estimate.n_effective, max(most, 1.0)))
+    share = min(0.5, facts.thermostat.tau_fs / max(run.duration_ps * 1e3, 1e-9))
+    return replace(estimate, error=max(estimate.error, spread * float(np.sqrt(share))))
 
 
 def require_target(run: Run) -> float:

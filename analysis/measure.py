@@ -166,7 +166,7 @@ def _whole(run: Run, found: Measurements) -> None:
         found.estimates["heating_rate"] = drift.heating_rate(whole)
     else:
         spread = target * np.sqrt(2.0 / kinetics.degrees_of_freedom(run).remaining)
-        excess = kinetics.limited_by_bath(run, found.estimates["temperature"].shifted(-target))
+        excess = kinetics.remembering_bath(run, found.estimates["temperature"].shifted(-target), spread)
         found.deviate("temperature", "", excess, target, sample_spread=spread)
         kept = settled(whole)
         found.deviate("stationary", "", slope(kept).scaled(kept.duration_ps, unit="K"), target)
@@ -174,7 +174,9 @@ def _whole(run: Run, found: Measurements) -> None:
             width = kinetics.width_temperature(run)
             found.estimates["width_temperature"] = width
             if run.facts is not None and run.facts.thermostat is not None:
-                found.deviate("width", "", kinetics.limited_by_bath(run, width.shifted(-target)), target)
+                # Of the width squares count: half of the variance, forgotten in tau/2, half of that in the root.
+                excess = kinetics.remembering_bath(run, width.shifted(-target), target / np.sqrt(8.0))
+                found.deviate("width", "", excess, target)
 
 
 def _by_design(run: Run) -> str:
@@ -241,7 +243,8 @@ def _share(
         excess = mean(settled(own.with_values(own.values - everyone, unit="K")))
         target = float(np.mean(whole.values))
     spread = target * float(np.sqrt(2.0 / n_freedom))
-    found.deviate(rule, subject, kinetics.limited_by_bath(run, excess, mode), target, sample_spread=spread)
+    excess = kinetics.remembering_bath(run, excess, spread, mode)
+    found.deviate(rule, subject, excess, target, sample_spread=spread)
 
 
 def _molecules(run: Run, found: Measurements) -> None:
@@ -289,7 +292,7 @@ def _modes(run: Run, found: Measurements) -> None:
         if target is not None and kinetics.is_canonical(run, mode):
             spread = target * float(np.sqrt(2.0 / kinetics.degrees_of_freedom(run, mode=mode).remaining))
             subject = "centroid" if mode == 0 else f"mode {mode}"
-            excess = kinetics.limited_by_bath(run, own.shifted(-target), mode)
+            excess = kinetics.remembering_bath(run, own.shifted(-target), spread, mode)
             found.deviate("modes", subject, excess, target, sample_spread=spread)
 
 
