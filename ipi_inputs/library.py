@@ -135,7 +135,7 @@ class InputFile:
         if not self.edits:
             return self.text
         note = f"{self.name} with {', '.join(self.edits)}; the header describes it without these edits."
-        comment = f"<!-- {note.replace('--', '- -')} -->\n"  # two hyphens would end the comment
+        comment = f"<!-- {re.sub('-(?=-)', '- ', note)} -->\n"  # two hyphens would end the comment
         return _XML_DECLARATION.sub(lambda start: start[0] + comment, self.text, count=1)
 
 
