@@ -115,8 +115,8 @@ class InputFile:
         An edited input says so at its top, since the header describes the unedited one.
 
         Raises:
-            InputError: another file stands where the structure would go, no structure is there to copy, or the labels of
-                a template name files in other folders.
+            InputError: another file stands where the structure would go, no structure is there to copy, the labels of
+                a template name files in other folders, or nothing can be written there.
         """
         target = Path(path)
         local = replace(self, text=with_local_names(self.document))
@@ -125,10 +125,15 @@ class InputFile:
                 raise InputError(
                     f"a template of {self.name} starts from {structure}; wanted labels that stand for bare names of files"
                 )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for structure in self.structures:
-            _copy(structure, target.parent / structure.name)
-        target.write_text(local._with_edit_note())
+        if target.is_dir():
+            raise InputError(f"{target} is a folder, wanted the name of a file, e.g. {target / 'input.xml'}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for structure in self.structures:
+                _copy(structure, target.parent / structure.name)
+            target.write_text(local._with_edit_note())
+        except OSError as error:
+            raise InputError(f"cannot write {target}: {error}") from None
         return target
 
     def _with_edit_note(self) -> str:

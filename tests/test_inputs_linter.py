@@ -418,6 +418,27 @@ def test_write_does_not_overwrite_unless_forced(tmp_path: Path) -> None:
     assert run("write", "nve", "-o", str(target), "--force")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("folder", "{}/folder is a folder, wanted the name of a file, e.g. {}/folder/input.xml"),
+        ("plain/input.xml", "cannot write {}/plain/input.xml: [Errno 17] File exists: '{}/plain'"),
+        ("plain/run/input.xml", "cannot write {}/plain/run/input.xml: [Errno 20] Not a directory: '{}/plain/run'"),
+        ("/proc/nope/input.xml", "cannot write /proc/nope/input.xml: [Errno 2] No such file or directory: '/proc/nope'"),
+    ],
+)  # fmt: skip
+def test_where_nothing_can_be_written_is_a_usage_error_in_one_line(
+    output: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").touch()
+    code, printed, errors = run("write", "nve", "-o", str(tmp_path / output), "--force")
+    assert (code, printed) == (2, "")
+    assert errors.count("\n") == 1
+    assert reason.format(tmp_path, tmp_path) in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "plain"]
+
+
 def test_an_impossible_edit_is_a_usage_error_in_one_line(tmp_path: Path) -> None:
     code, output, errors = run("write", "nve", "-o", str(tmp_path / "input.xml"), "--mts", "4")
     assert (code, output) == (2, "")
