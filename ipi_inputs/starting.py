@@ -51,6 +51,9 @@ def with_local_names(document: Document) -> str:
 def structure_mode(path: Path) -> str:
     """How i-PI must be told to read a file.
 
+    i-PI's own reader of pdb takes no MODEL and no names of atoms but elements, and cuts numbers that fill their columns. ASE,
+    in turn, does not know the units that i-PI writes into TITLE.
+
     Raises:
         InputError: no such file, or an xyz file that says neither its units nor its lattice: i-PI would read bohr.
     """
@@ -58,11 +61,11 @@ def structure_mode(path: Path) -> str:
         raise InputError(f"structure: there is no file {path}")
     if path.suffix in (".chk", ".restart") or path.name.startswith("RESTART"):
         return "chk"
-    if path.suffix == ".pdb":
+    first, comment = first_lines(path)
+    if path.suffix == ".pdb" and "positions{" in first:
         return "pdb"
     if path.suffix != ".xyz":
         return "ase"
-    comment = comment_line(path)
     if "Lattice=" in comment:
         return "ase"
     if "positions{" not in comment:
@@ -73,7 +76,7 @@ def structure_mode(path: Path) -> str:
     return "xyz"
 
 
-def comment_line(path: Path) -> str:
-    """The second line of an xyz file; "" where there is none."""
+def first_lines(path: Path) -> tuple[str, str]:
+    """The first line and the second, which in an xyz file is a comment; "" where there is none."""
     with path.open(errors="replace") as file:
-        return file.readline() and file.readline()
+        return file.readline(), file.readline()

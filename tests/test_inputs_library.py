@@ -328,6 +328,57 @@ def test_an_unknown_input_names_the_nearest() -> None:
         load("nvt-langevn")
 
 
+PDB_LINE = "ATOM  {:5d} {:>4} MOL     1    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00          {:>2}  \n"
+
+
+def write_pdb(path: Path, names: tuple[str, ...], before: str = "", after: str = "END\n") -> Path:
+    """A pdb with columns as the standard has them."""
+    atoms = (PDB_LINE.format(i + 1, name, -100.5, -200.25, 3.0 * i, "") for i, name in enumerate(names))
+    cell = "CRYST1   20.000   20.000   20.000  90.00  90.00  90.00 P 1           1\n"
+    path.write_text(before.replace("CELL", cell) + "".join(atoms) + after)
+    return path
+
+
+def positions_in_bohr(source: InputFile) -> list[list[float]]:
+    """Those from which i-PI starts."""
+    from ipi.engine.initializer import init_file
+
+    (structure,) = source.structures
+    mode = re.search('<file mode="([a-z]+)">', source.text)
+    assert mode
+    return [list(atom) for atom in init_file(mode[1], str(structure))[0][0].q.reshape(-1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "species", "before", "after"),
+    [
+        (("Ar", "Ne"), ("Ar", "Ne"), "CELLMODEL     1\n", "ENDMDL\n"),  # as ASE writes it
+        (("OW", "HW1"), ("O", "H"), "REMARK by hand\nCELL", "TER\nEND\n"),
+        (("O", "H"), ("O", "H"), "TITLE  water\nCELL", "END\n"),
+    ],
+)
+def test_a_pdb_is_read_as_the_standard_says(
+    names: tuple[str, ...], species: tuple[str, ...], before: str, after: str, tmp_path: Path
+) -> None:
+    source = load("nve").with_(structure=write_pdb(tmp_path / "a.pdb", names, before, after))
+    assert positions_in_bohr(source) == [
+        pytest.approx([x * 1.8897261 for x in (-100.5, -200.25, z)]) for z in (0, 3)
+    ]
+    assert judge(source.text, tmp_path).species == species
+
+
+def test_a_pdb_with_the_units_of_i_pi_is_left_to_i_pi(tmp_path: Path) -> None:
+    (tmp_path / "a.pdb").write_text(
+        "TITLE  positions{atomic_unit} cell{atomic_unit}\n"
+        "CRYST1   20.000   20.000   20.000  90.00  90.00  90.00 P 1           1\n"
+        + PDB_LINE.format(1, "D", 1, 2, 3, "")
+        + "END\n"
+    )
+    source = load("nve").with_(structure=tmp_path / "a.pdb")
+    assert positions_in_bohr(source) == [pytest.approx([1, 2, 3])]
+    assert judge(source.text, tmp_path).species == ("D",)
+
+
 def test_a_structure_without_units_is_refused(tmp_path: Path) -> None:
     (tmp_path / "argon.xyz").write_text(ARGON.replace("positions{angstrom} cell{angstrom}", ""))
     with pytest.raises(InputError, match="would read bohr"):
