@@ -217,7 +217,14 @@ def set_structure(source: InputFile, structure: str | Path) -> str:
             f"structure: {source.name} starts from no file; wanted an <initialize> with a <file>"
         )
     text = apply(source.document, edits)
-    before, after = judge(source.text, source.folder), judge(text, source.folder)
+    before = judge(source.text, source.folder)
+    try:
+        after = judge(text, source.folder)
+    except InputError as error:
+        raise InputError(
+            f"structure: {path.name}, which i-PI reads in its mode '{mode}': {error}; wanted a file with a cell, and with D and "
+            "T, if any, only in i-PI's own xyz, which says 'positions{angstrom} cell{angstrom}' in its second line"
+        ) from None
     return rewrite_species(_again(source, text).facts, before.species, after.species)
 
 

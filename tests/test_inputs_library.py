@@ -379,6 +379,26 @@ def test_a_pdb_with_the_units_of_i_pi_is_left_to_i_pi(tmp_path: Path) -> None:
     assert judge(source.text, tmp_path).species == ("D",)
 
 
+HEAVY_WATER = """3
+LATTICE
+O 0.0 0.0 0.0
+D 1.0 0.0 0.0
+D 0.0 1.0 0.0
+"""
+
+
+def test_deuterium_is_known_in_i_pi_s_own_xyz_and_refused_with_a_remedy_elsewhere(tmp_path: Path) -> None:
+    own, extended = tmp_path / "own.xyz", tmp_path / "extended.xyz"
+    own.write_text(HEAVY_WATER.replace("LATTICE", ARGON.splitlines()[1]))
+    extended.write_text(HEAVY_WATER.replace("LATTICE", 'Lattice="10 0 0 0 10 0 0 0 10"'))
+    assert "temperature(D){kelvin}" in load("nve").with_(structure=own).text
+    for structure in (extended, write_pdb(tmp_path / "d.pdb", ("O", "D"), "CELL")):
+        with pytest.raises(
+            InputError, match=f"structure: {structure.name}, .*D.* and T, if any, only in i-PI's own xyz"
+        ):
+            load("nve").with_(structure=structure)
+
+
 def test_a_structure_without_units_is_refused(tmp_path: Path) -> None:
     (tmp_path / "argon.xyz").write_text(ARGON.replace("positions{angstrom} cell{angstrom}", ""))
     with pytest.raises(InputError, match="would read bohr"):
