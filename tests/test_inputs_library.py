@@ -186,6 +186,43 @@ def test_velocities_of_another_structure_are_not_kept_nor_read_from_the_new_one(
         InputFile("nve", text, tmp_path).with_(structure=tmp_path / structure)
 
 
+@pytest.mark.parametrize(
+    ("element", "value"),
+    [
+        ('cell mode="abc" units="angstrom"', "[ 12, 12, 12 ]"),
+        ('cell mode="abcABC" units="angstrom"', "[ 12, 12, 12, 90, 90, 90 ]"),
+        ('cell mode="manual" units="angstrom"', "[ 12, 0, 0, 0, 12, 0, 0, 0, 12 ]"),
+        ('cell units="angstrom"', "[ 12, 0, 0, 0, 12, 0, 0, 0, 12 ]"),
+        ('labels mode="manual"', "[ Ne, Ar ]"),
+        ('labels mode="manual" index="1"', "Kr"),
+        ('masses mode="manual" units="dalton"', "[ 20, 20 ]"),
+        ('positions mode="manual" units="angstrom"', "[ 0, 0, 0, 4, 0, 0 ]"),
+        ('velocities mode="manual" units="m/s"', "[ 1, 0, 0, -1, 0, 0 ]"),
+    ],
+)
+def test_what_is_written_out_of_the_old_structure_is_not_kept_for_another(
+    element: str, value: str, tmp_path: Path
+) -> None:
+    (tmp_path / "argon.xyz").write_text(ARGON)
+    (tmp_path / "other.xyz").write_text(ARGON)
+    tag = element.partition(" ")[0]
+    text = load("nve").text.replace("water64.xyz", "argon.xyz")
+    text = text.replace("<velocities", f"<{element}> {value} </{tag}> <velocities", 1)
+    assert judge(text, tmp_path).n_atoms == 2
+    with pytest.raises(InputError, match=f"mine takes its {tag} from the input itself .*remove this <{tag}>"):
+        InputFile("mine", text, tmp_path).with_(structure=tmp_path / "other.xyz")
+
+
+def test_structure_needs_nothing_of_the_old_one(tmp_path: Path) -> None:
+    """Neither its file nor its cell, which the user may have had to remove from the input."""
+    (tmp_path / "argon.xyz").write_text(ARGON)
+    source = InputFile("nve", load("nve").text, tmp_path).with_(structure=tmp_path / "argon.xyz")
+    assert source.text == load("nve").with_(structure=tmp_path / "argon.xyz").text
+    wrong = InputFile("nve", load("nve").text.replace("fixcom", "fixcum"), load("nve").folder)
+    with pytest.raises(InputError, match=r"^i-PI refuses this input: .*fixcum"):
+        wrong.with_(structure=tmp_path / "argon.xyz")
+
+
 def test_structure_replaces_every_file_of_the_structure(tmp_path: Path) -> None:
     (tmp_path / "argon.xyz").write_text(ARGON)
     text = load("nve").text
