@@ -31,11 +31,17 @@ CLASHES: Mapping[str, tuple[str, Level, str, str]] = {  # rule, level, why, reme
         "Replicas with one seed start from the same velocities and feel the same noise: they are one run, not several.",
         "Give every replica its own <seed>.",
     ),
+    "folder": (
+        "same-folder",
+        "warning",
+        "Whatever their prefixes, each run overwrites the RESTART of the other, and a file EXIT ends both.",
+        "Give every run its own folder.",
+    ),
     "output": (
         "same-outputs",
         "error",
         "Both runs would write the same files.",
-        "Give every run its own prefix or its own folder.",
+        "Give every run its own folder, and its own prefix where that names another one.",
     ),
     "socket": (
         "socket-collision",
@@ -73,7 +79,7 @@ def lint(
 def lint_many(
     paths: Iterable[str | Path], *, default_forces: str = "", keeps_net_force: bool = False
 ) -> dict[Path, list[Finding]]:
-    """Lint inputs that are meant to run side by side: they must differ in sockets and outputs, replicas also in seed."""
+    """Lint inputs that are meant to run side by side: they need sockets and a folder of their own, replicas a seed."""
     files = [Path(path) for path in paths]
     findings = {
         path: lint(path, default_forces=default_forces, keeps_net_force=keeps_net_force) for path in files
@@ -157,8 +163,10 @@ def _marks(path: Path, facts: InputFacts) -> Iterator[tuple[str, object, str, in
     seed, output = find(root, "prng/seed"), find(root, "output")
     if seed is not None and any(system.motion == "dynamics" for system in facts.systems):
         yield "seed", (facts.seed, _what_runs(facts)), value_of(seed), seed.line
-    place = str(path.parent.resolve() / facts.prefix)
-    yield "output", place, place, (root if output is None else output).line
+    folder, line = path.parent.resolve(), (root if output is None else output).line
+    yield "folder", folder, str(folder), line
+    outputs = (folder / facts.prefix).resolve()
+    yield "output", outputs, str(outputs), line
     for socket in facts.sockets:
         if socket.mode:
             listens = socket.endpoint(facts.sockets_prefix)

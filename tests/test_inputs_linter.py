@@ -166,8 +166,8 @@ def test_an_allowance_silences_its_rule() -> None:
     assert lint(allowed, folder=FOLDER) == []
 
 
-def test_the_library_runs_side_by_side() -> None:
-    findings = lint_many([load(name).folder / f"{name}.xml" for name in names()])
+def test_the_library_runs_side_by_side(tmp_path: Path) -> None:
+    findings = lint_many([load(name).write(tmp_path / name / "input.xml") for name in names()])
     assert not any(findings.values())
 
 
@@ -199,6 +199,13 @@ def test_replicas_must_differ_in_seed_sockets_and_outputs(tmp_path: Path) -> Non
     findings = lint_many([first, second])
     assert findings[first] == []
     assert {finding.rule for finding in findings[second]} == {clash[0] for clash in CLASHES.values()}
+
+
+def test_runs_in_one_folder_share_restart_and_exit_whatever_their_prefixes(tmp_path: Path) -> None:
+    paths = [load(name).write(tmp_path / f"{name}.xml") for name in ("nve", "nvt-svr")]
+    findings = lint_many(paths)
+    assert [(finding.rule, finding.level) for finding in findings[paths[1]]] == [("same-folder", "warning")]
+    assert findings[paths[1]][0].what == f"folder {tmp_path}, as in {paths[0]}"
 
 
 def test_replicas_that_differ_are_sound(tmp_path: Path) -> None:
