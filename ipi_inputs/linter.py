@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ipi_inputs.document import InputError, find, parse, value_of
-from ipi_inputs.facts import InputFacts
+from ipi_inputs.document import InputError, children, find, parse, value_of
+from ipi_inputs.facts import InputFacts, System
 from ipi_inputs.findings import LEVELS, Case, Finding, Level
 from ipi_inputs.judge import judge
 from ipi_inputs.reading import read_facts
 from ipi_inputs.rules import REFUSED_BY_IPI, RULES
+from ipi_inputs.starting import structure_elements
 
 __all__ = ["Finding", "lint", "lint_many"]
 
@@ -162,7 +163,7 @@ def _marks(path: Path, facts: InputFacts) -> Iterator[tuple[str, object, str, in
     root = facts.document.root
     seed, output = find(root, "prng/seed"), find(root, "output")
     if seed is not None and any(system.motion == "dynamics" for system in facts.systems):
-        yield "seed", (facts.seed, _what_runs(facts)), value_of(seed), seed.line
+        yield "seed", (facts.seed, _what_runs(facts, path.parent)), value_of(seed), seed.line
     folder, line = path.parent.resolve(), (root if output is None else output).line
     yield "folder", folder, str(folder), line
     outputs = (folder / facts.prefix).resolve()
@@ -173,17 +174,26 @@ def _marks(path: Path, facts: InputFacts) -> Iterator[tuple[str, object, str, in
             yield "socket", listens, listens, socket.element.line
 
 
-def _what_runs(facts: InputFacts) -> object:
+def _what_runs(facts: InputFacts, folder: Path) -> object:
     """Equal for inputs that are replicas of one another."""
     return tuple(
         (
             system.motion, system.ensemble, system.splitting, system.barostat, system.timestep_fs, system.nmts,
-            system.n_beads, system.temperature_K,
+            system.n_beads, system.temperature_K, system.pressure_GPa, _starts_from(system, folder),
             tuple((thermostat.mode, thermostat.tau_fs) for thermostat in system.thermostats),
             tuple((component.forces, component.weight, component.n_beads) for component in system.components),
         )
         for system in facts.systems
     )  # fmt: skip
+
+
+def _starts_from(system: System, folder: Path) -> tuple[tuple[str, object], ...]:
+    """What is read or written out at the start, by its tag; copies of a structure count as one."""
+    read = {node: folder / value_of(node) for node in structure_elements(system.element)}
+    return tuple(
+        (node.tag, read[node].read_bytes() if node in read and read[node].is_file() else value_of(node))
+        for node in children(find(system.element, "initialize"))
+    )
 
 
 def _sorted(found: list[Finding]) -> list[Finding]:

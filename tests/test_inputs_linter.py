@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipi_inputs import InputError, lint, lint_many, load, names
+from ipi_inputs import InputError, InputFile, lint, lint_many, load, names
 from ipi_inputs.check_dynamics import fastest_stretch
 from ipi_inputs.cli import inputs
 from ipi_inputs.document import parse
@@ -206,6 +206,19 @@ def test_runs_in_one_folder_share_restart_and_exit_whatever_their_prefixes(tmp_p
     findings = lint_many(paths)
     assert [(finding.rule, finding.level) for finding in findings[paths[1]]] == [("same-folder", "warning")]
     assert findings[paths[1]][0].what == f"folder {tmp_path}, as in {paths[0]}"
+
+
+def test_runs_at_other_pressures_or_from_other_structures_are_no_replicas(tmp_path: Path) -> None:
+    def rules(*sources: InputFile) -> set[str]:
+        paths = [source.write(tmp_path / str(i) / f"{i}.xml") for i, source in enumerate(sources)]
+        return {finding.rule for found in lint_many(paths).values() for finding in found}
+
+    ice = tmp_path / "ice.xyz"
+    ice.write_text(load("nve").structures[0].read_text().replace("0.", "0.0"))
+    npt = load("npt-isotropic")
+    first = npt.with_(address="first")
+    assert rules(first, npt) == {"same-seed"}
+    assert rules(first, npt.with_(pressure_GPa=1.0), npt.with_(structure=ice, address="third")) == set()
 
 
 def test_replicas_that_differ_are_sound(tmp_path: Path) -> None:
