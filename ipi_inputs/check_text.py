@@ -84,6 +84,13 @@ def unknown_outputs(case: Case) -> Iterator[Hit]:
                 yield output.element, f"i-PI knows no {output.kind} '{key}'"
 
 
+def missing_output_folder(case: Case) -> Iterator[Hit]:
+    output = find(case.facts.document.root, "output")
+    for folder in case.facts.output_folders:
+        if output is not None and not (case.folder / folder).is_dir():
+            yield output, f"outputs go to the folder {folder}, which is not in {case.folder}"
+
+
 def socket_collision(case: Case) -> Iterator[Hit]:
     users: defaultdict[str, list[Socket]] = defaultdict(list)
     for socket in case.facts.sockets:

@@ -116,7 +116,8 @@ class InputFile:
 
         Raises:
             InputError: another file stands where the structure would go, no structure is there to copy, the labels of
-                a template name files in other folders, or nothing can be written there.
+                a template name files in other folders, outputs would go to a folder that is not there, or nothing can be
+                written.
         """
         target = Path(path)
         local = replace(self, text=with_local_names(self.document))
@@ -129,12 +130,21 @@ class InputFile:
             raise InputError(f"{target} is a folder, wanted the name of a file, e.g. {target / 'input.xml'}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            self._require_output_folders(target.parent)
             for structure in self.structures:
                 _copy(structure, target.parent / structure.name)
             target.write_text(local._with_edit_note())
         except OSError as error:
             raise InputError(f"cannot write {target}: {error}") from None
         return target
+
+    def _require_output_folders(self, run_folder: Path) -> None:
+        for folder in self.facts.output_folders:
+            if not (run_folder / folder).is_dir():
+                raise InputError(
+                    f"the outputs of {self.name} would go to {run_folder / folder}, a folder that is not there and that i-PI "
+                    "does not make; make it first, or give a prefix without '/'"
+                )
 
     def _with_edit_note(self) -> str:
         if not self.edits:

@@ -75,6 +75,12 @@ RULES: tuple[Rule, ...] = (
         "Correct the name; i-PI's manual lists all properties and trajectories.",
         OUTPUTS,
     ),
+    Rule(
+        "output-folder", "error", check_text.missing_output_folder,
+        "i-PI makes no folders: it stops when it opens its output files, after the sockets are open.",
+        "Make the folder beside the input, or give outputs and <system> a prefix without \"/\".",
+        OUTPUTS,
+    ),
     # ------------------------------------------------------------------ sockets
     Rule(
         "socket-collision", "error", check_text.socket_collision,

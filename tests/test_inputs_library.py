@@ -313,6 +313,25 @@ def test_writing_never_overwrites_another_structure(tmp_path: Path) -> None:
     assert (tmp_path / "water64.xyz").read_text() == ARGON
 
 
+def test_outputs_go_to_a_folder_only_if_it_is_there(tmp_path: Path) -> None:
+    source, target = load("nve").with_(prefix="results/long"), tmp_path / "run" / "input.xml"
+    with pytest.raises(
+        InputError, match=f"outputs of nve would go to {target.parent}/results, a folder that is not"
+    ):
+        source.write(target)
+    assert not target.exists()
+    (target.parent / "results").mkdir()
+    assert load(str(source.write(target))).facts.prefix == "results/long"
+
+
+def test_the_output_folders_follow_all_prefixes_and_file_names() -> None:
+    source = load("resonance-scan")
+    assert source.facts.output_folders == (Path(),)
+    text = source.text.replace('prefix="resonance-scan"', 'prefix="a/b"').replace('"properties"', '"c/d"')
+    folders = {str(folder) for folder in InputFile("mine", text, source.folder).facts.output_folders}
+    assert folders >= {"a", "outer-3.0fs_a", "outer-3.0fs_a/b.c"}
+
+
 def test_an_input_of_ones_own_can_be_edited(tmp_path: Path) -> None:
     path = load("nve").write(tmp_path / "mine.xml")
     assert load(str(path)).with_(steps=3).facts.total_steps == 3

@@ -32,6 +32,7 @@ PLACES = {
     "bare-atomic-units": "<force> 1e-6",
     "unknown-unit": "<properties",
     "unknown-output": "<properties",
+    "output-folder": "<output",
     "socket-collision": '<ffsocket name="direct"',
     "socket-path": "<ffsocket",
     "socket-timeout": "<ffsocket",
