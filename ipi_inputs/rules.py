@@ -219,6 +219,12 @@ RULES: tuple[Rule, ...] = (
         RESONANCE,
     ),
     Rule(
+        "missing-thermostat", "error", check_dynamics.missing_thermostat,
+        "i-PI runs it all the same, at constant energy or enthalpy: the temperature is whatever comes of the start.",
+        "Add a <thermostat> to <dynamics>, as nvt-svr or pimd-pile-l have one, or say mode=\"nve\" where that is meant.",
+        "ipi/engine/motion/dynamics.py",
+    ),
+    Rule(
         "overdamped-pile", "warning", check_dynamics.overdamped_pile,
         "Friction that forgets a velocity within one step makes conserved drift, 0.5 eV/ps in a reported run of 48 beads.",
         "Shorten the time step, or lower pile_lambda to 0.5; sampling suffers little, conserved becomes a diagnostic again.",

@@ -55,6 +55,7 @@ PLACES = {
     "external-potential-fixcom": '<force forcefield="trap"',
     "time-step": "<timestep",
     "outer-step-resonance": "<timestep",
+    "missing-thermostat": '<dynamics mode="nvt"',
     "overdamped-pile": '<thermostat mode="pile_l"',
     "noise-temperature": '<thermostat mode="nm_gle"',
     "missing-seed": "<simulation>",
