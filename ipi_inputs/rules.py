@@ -139,6 +139,12 @@ RULES: tuple[Rule, ...] = (
         TUCKERMAN,
     ),
     Rule(
+        "mts-roles", "warning", check_forces.mts_roles,
+        "The roles are the wrong way round: the expensive forces act in every inner step, and direct ones save nothing.",
+        "Swap the weights: conservative [ 1, 0 ] and direct [ -1, 1 ], the outer level first.",
+        BIGI,
+    ),
+    Rule(
         "not-conservative-total", "error", check_forces.not_conservative_total,
         "The dynamics has an energy only if the direct forces cancel over an outer step and conservative ones remain.",
         "Weights that do: conservative [ 1, 0 ] and direct [ -1, 1 ]; contracted: also direct with weight -1 on the few beads.",

@@ -42,6 +42,7 @@ PLACES = {
     "mts-levels": "<mts_weights>",
     "mts-outer-iterations": "<nmts>",
     "mts-idle-level": "<nmts>",
+    "mts-roles": "[ 0, 1 ]",
     "not-conservative-total": "<mts_weights>",
     "contracted-beads": 'nbeads="8"',
     "contraction-alone": 'nbeads="2"',
@@ -126,6 +127,12 @@ def test_without_their_allowance_the_inputs_that_show_damage_are_found(name: str
 def test_where_the_table_says_unsafe_direct_forces_are_a_finding(name: str, rule: str) -> None:
     source = load(name).with_(forces="direct")
     assert rule in {finding.rule for finding in lint(source.text, folder=source.folder)}
+
+
+def test_a_cheap_conservative_model_may_act_in_the_inner_steps() -> None:
+    text = (FOLDER / "mts-roles.xml").read_text()
+    cheap = text.replace("{forces: conservative}", "{forces: conservative, model: cheap}")
+    assert "mts-roles" not in {finding.rule for finding in lint(cheap, folder=FOLDER)}
 
 
 def test_the_outer_step_may_reach_four_femtoseconds_with_hydrogen_and_more_with_deuterium(
