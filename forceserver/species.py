@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from forceserver.errors import UsageError
 from forceserver.exchange import BOHR_PER_ANGSTROM, Template
 from forceserver.quiet import quiet_ipi
 from forceserver.structures import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +36,8 @@ def read_template(path: Path) -> Template:
     if path.suffix == ".xyz" and "CELL" in _second_line(path):
         labels, has_cell, positions = _read_file("xyz", path)
         return Template(labels_to_numbers(labels, path), np.full(3, has_cell), positions)
-    import ase.io
-
     try:
-        atoms = ase.io.read(path)
+        atoms = read_by_ase(path)
     except Exception as error:
         raise UsageError(f"cannot read a template from {path}: {error}") from None
     if not atoms.pbc.any():
@@ -45,6 +46,19 @@ def read_template(path: Path) -> Template:
             "template with its cell", path,
         )  # fmt: skip
     return Template(atoms.numbers.astype(np.int64), np.array(atoms.pbc, dtype=bool), atoms.positions)
+
+
+def read_by_ase(path: Path) -> Atoms:
+    """The last structure of a file. ASE knows no isotopes: i-PI's are the elements that they are to a model."""
+    import ase.io
+    from ase.data import atomic_numbers
+
+    atomic_numbers.update({isotope: atomic_numbers[element] for isotope, element in ISOTOPES.items()})
+    try:
+        return ase.io.read(path)
+    finally:
+        for isotope in ISOTOPES:
+            del atomic_numbers[isotope]
 
 
 def initialized_template(system: Any, input_path: Path, folder: Path | None = None) -> Template:

@@ -21,13 +21,13 @@ def read_structure(path: Path) -> Atoms:
     Raises:
         UsageError: it cannot be read, or has no cell in three directions, which i-PI needs.
     """
-    import ase.io
+    from forceserver.species import read_by_ase
 
     try:
         with path.open(errors="replace") as file:
             second_line = file.readline() and file.readline()
         is_of_ipi = path.suffix == ".xyz" and "CELL" in second_line
-        atoms = _read_ipi(path) if is_of_ipi else ase.io.read(path)
+        atoms = _read_ipi(path) if is_of_ipi else read_by_ase(path)
     except Exception as error:
         raise UsageError(f"cannot read a structure from {path}: {error}") from None
     if not (atoms.pbc.all() and atoms.cell.rank == 3):

@@ -41,6 +41,7 @@ LARGEST_FRICTION_PER_STEP = (
     2.0  # of gamma x time step; 48 beads with 0.5 fs, where a drift was reported, have 3 to 4
 )
 
+WITH_A_THERMOSTAT = ("nvt", "nvt-cc", "npt", "nst", "sc", "scnpt")  # ensembles
 SHORT_RUN = 1000  # steps, which nobody minds to repeat
 
 ALWAYS_WRITTEN = ("conserved", "potential", "kinetic_md", "temperature")
@@ -54,6 +55,15 @@ def missing_timestep(case: Case) -> Iterator[Hit]:
         if find(system.element, "motion/dynamics/timestep") is None and not case.is_restart:
             dynamics = find(system.element, "motion/dynamics")
             yield system.element if dynamics is None else dynamics, "no <timestep>"
+
+
+def missing_thermostat(case: Case) -> Iterator[Hit]:
+    for system in case.dynamics:
+        held = any(thermostat.mode for thermostat in system.thermostats)
+        if system.ensemble in WITH_A_THERMOSTAT and not held:
+            dynamics = find(system.element, "motion/dynamics")
+            place = system.element if dynamics is None else dynamics
+            yield place, f"{system.ensemble.upper()} without a thermostat"
 
 
 def time_step(case: Case) -> Iterator[Hit]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from math import prod
 
 from ipi_inputs.document import Element, find
 from ipi_inputs.facts import Component, System, Thermostat
@@ -48,6 +49,23 @@ def mts_idle_level(case: Case) -> Iterator[Hit]:
             consistent = all(len(component.mts_weights) == len(system.nmts) for component in system.acting)
             if consistent and system.acting and not any(c.acts_at(level) for c in system.acting):
                 yield _levels(system), f"no force acts at level {level} of nmts {list(system.nmts)}"
+
+
+def mts_roles(case: Case) -> Iterator[Hit]:
+    """Conservative forces in inner steps that direct ones of the same model were made for."""
+    for system in case.dynamics:
+        deepest: defaultdict[str, int] = defaultdict(lambda: -1)  # level of the direct forces, by model
+        for component, model in _of_models(system, "direct"):
+            deepest[model] = max(deepest[model], _deepest_level(system, component))
+        for component, model in _of_models(system, "conservative"):
+            level = _deepest_level(system, component)
+            n_times = prod(system.nmts[: level + 1])
+            if n_times > 1 and level >= deepest[model] >= 0:
+                yield (
+                    component.element,
+                    f"conservative forces '{component.forcefield}' act {n_times} times in an outer step, at level {level}; "
+                    f"direct ones go no deeper than level {deepest[model]}",
+                )
 
 
 def not_conservative_total(case: Case) -> Iterator[Hit]:
@@ -148,6 +166,18 @@ def external_potential(case: Case) -> Iterator[Hit]:
 def _levels(system: System) -> Element:
     nmts = find(system.element, "motion/dynamics/nmts")
     return system.element if nmts is None else nmts
+
+
+def _of_models(system: System, forces: str) -> Iterator[tuple[Component, str]]:
+    """The components that push atoms with forces of one kind, each with its model."""
+    for component in system.acting:
+        if component.socket and component.forces == forces:
+            yield component, component.socket.model
+
+
+def _deepest_level(system: System, component: Component) -> int:
+    """The innermost level at which a component acts; -1 where it acts at none."""
+    return max((level for level in range(len(system.nmts)) if component.acts_at(level)), default=-1)
 
 
 def _leaves_direct_forces(totals: dict[str, float]) -> bool:

@@ -14,7 +14,7 @@ from ipi_inputs import units
 from ipi_inputs.document import Element, children, find, value_of
 from ipi_inputs.facts import LONGEST_SOCKET_PATH, InputFacts, Socket
 from ipi_inputs.findings import Case, Hit
-from ipi_inputs.starting import comment_line, structure_elements
+from ipi_inputs.starting import first_lines, structure_elements
 
 ROLE_PARAMETERS = ("forces", "direct_fraction", "model")
 LEAST_LATENCY_SECONDS = 3e-4
@@ -47,7 +47,7 @@ def xyz_without_units(case: Case) -> Iterator[Hit]:
         path = case.folder / value_of(node)
         if node.get("mode") != "xyz" or node.get("units") or not path.is_file():
             continue
-        comment = comment_line(path)
+        _, comment = first_lines(path)
         for quantity, unit in _READ_FROM_XYZ.get(node.tag, {}).items():
             if not re.search(rf"\b{quantity}\{{\w+\}}", comment):
                 yield node, f"{path.name} does not say '{quantity}{{{unit}}}' in its second line"
@@ -82,6 +82,13 @@ def unknown_outputs(case: Case) -> Iterator[Hit]:
         for key in sorted(output.keys) if table else ():
             if key not in table:
                 yield output.element, f"i-PI knows no {output.kind} '{key}'"
+
+
+def missing_output_folder(case: Case) -> Iterator[Hit]:
+    output = find(case.facts.document.root, "output")
+    for folder in case.facts.output_folders:
+        if output is not None and not (case.folder / folder).is_dir():
+            yield output, f"outputs go to the folder {folder}, which is not in {case.folder}"
 
 
 def socket_collision(case: Case) -> Iterator[Hit]:

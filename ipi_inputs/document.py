@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 _START_TAG = re.compile(r"""<[^\s/>]+(?:\s+[^\s=>]+\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?>""")
+_QUOTES = {'"': "&quot;", "'": "&apos;"}
 
 
 class InputError(ValueError):
@@ -112,14 +114,15 @@ def replace_value(document: Document, element: Element, new: str) -> Replacement
     begin, end = element.content
     raw = document.text[begin:end]
     if not raw.strip():
-        return Replacement(begin, end, f" {new} ")
-    return Replacement(begin + len(raw) - len(raw.lstrip()), end - len(raw) + len(raw.rstrip()), new)
+        return Replacement(begin, end, f" {escape(new)} ")
+    return Replacement(begin + len(raw) - len(raw.lstrip()), end - len(raw) + len(raw.rstrip()), escape(new))
 
 
 def replace_attribute(document: Document, element: Element, name: str, new: str) -> Replacement:
     """The edit that exchanges the value of an attribute, or adds the attribute where it is missing."""
     begin, end = element.start_tag
     tag = document.text[begin:end]
+    new = escape(new, _QUOTES)
     match = re.search(rf"""\s{re.escape(name)}\s*=\s*(["'])(.*?)\1""", tag)
     if match:
         return Replacement(begin + match.start(2), begin + match.end(2), new)

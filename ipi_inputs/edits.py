@@ -23,10 +23,9 @@ from ipi_inputs.document import (
     find_all,
     replace_attribute,
     replace_value,
-    value_of,
 )
 from ipi_inputs.facts import KINDS, LONGEST_SOCKET_PATH, Component, System
-from ipi_inputs.starting import OF_A_STRUCTURE, structure_elements, structure_mode
+from ipi_inputs.starting import require_only_files_of_a_structure, structure_elements, structure_mode
 
 if TYPE_CHECKING:
     from ipi_inputs.library import InputFile
@@ -203,13 +202,8 @@ def set_structure(source: InputFile, structure: str | Path) -> str:
 
     path = Path(structure).absolute()
     mode, edits = structure_mode(path), []
+    require_only_files_of_a_structure(source.document, source.name)
     for node in structure_elements(source.document.root):
-        if node.tag not in OF_A_STRUCTURE:
-            raise InputError(
-                f"structure: wanted an input that takes only its structure from files, {source.name} takes its {node.tag} "
-                f"from {value_of(node)}, which belongs to the old one; remove this <{node.tag}>, or draw new velocities: "
-                '<velocities mode="thermal" units="kelvin"> 300 </velocities>'
-            )
         edits.append(replace_attribute(source.document, node, "mode", mode))
         edits.append(replace_value(source.document, node, str(path)))
     if not edits:
@@ -217,8 +211,17 @@ def set_structure(source: InputFile, structure: str | Path) -> str:
             f"structure: {source.name} starts from no file; wanted an <initialize> with a <file>"
         )
     text = apply(source.document, edits)
-    before, after = judge(source.text, source.folder), judge(text, source.folder)
-    return rewrite_species(_again(source, text).facts, before.species, after.species)
+    before, refusal = _species_of(source)
+    try:
+        after = judge(text, source.folder).species
+    except InputError as error:
+        if str(error) == refusal:
+            raise
+        raise InputError(
+            f"structure: {path.name}, which i-PI reads in its mode '{mode}': {error}; wanted a file with a cell, and with D and "
+            "T, if any, only in i-PI's own xyz, which says 'positions{angstrom} cell{angstrom}' in its second line"
+        ) from None
+    return rewrite_species(_again(source, text).facts, before, after)
 
 
 def require_contraction(source: InputFile) -> None:
@@ -291,6 +294,18 @@ def _readable_timestep(source: InputFile, edit: str) -> float:
     if inner is None:
         raise InputError(f"{edit}: {source.name} has no time step; inputs of molecular dynamics have")
     return inner
+
+
+def _species_of(source: InputFile) -> tuple[tuple[str, ...], str]:
+    """The species of an input; all that there are, and i-PI's reason, where it does not accept the input as it is."""
+    from ipi.utils.units import Elements
+
+    from ipi_inputs.judge import judge
+
+    try:
+        return judge(source.text, source.folder).species, ""
+    except InputError as error:
+        return tuple(Elements.mass_list), str(error)
 
 
 def _again(source: InputFile, text: str) -> InputFile:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 from ipi_inputs.document import Document, Element
 
@@ -151,6 +152,19 @@ class InputFacts:
     sockets: tuple[Socket, ...]
     systems: tuple[System, ...]
     outputs: tuple[Output, ...]
+
+    @property
+    def output_folders(self) -> tuple[Path, ...]:
+        """Where the outputs go, seen from where i-PI runs, each folder once."""
+        prefix = f"{self.prefix}." if self.prefix else ""
+        files = (
+            f"{system.prefix}_{prefix}{output.filename}"
+            if system.prefix and output.kind != "checkpoint"
+            else f"{prefix}{output.filename}"
+            for output in self.outputs
+            for system in self.systems
+        )
+        return tuple(dict.fromkeys(Path(file).parent for file in files))
 
     def outputs_of(self, kind: str) -> tuple[Output, ...]:
         return tuple(output for output in self.outputs if output.kind == kind)

@@ -45,6 +45,9 @@ def judge(text: str, folder: Path) -> Judgement:
             return _build(text, folder.absolute())
         except SystemExit:  # what i-PI does instead of raising, having printed why
             reason = said.getvalue()
+        except KeyError as error:  # as a rule it says the key and nothing else
+            key = str(error.args[0])
+            reason = key if " " in key else f"it knows no '{key}'"
         except Exception as error:  # i-PI raises whatever it likes
             reason = str(error) or type(error).__name__
     raise InputError(f"i-PI refuses this input: {' '.join(reason.split())}")

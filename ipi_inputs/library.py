@@ -115,8 +115,9 @@ class InputFile:
         An edited input says so at its top, since the header describes the unedited one.
 
         Raises:
-            InputError: another file stands where the structure would go, no structure is there to copy, or the labels of
-                a template name files in other folders.
+            InputError: another file stands where the structure would go, no structure is there to copy, the labels of
+                a template name files in other folders, outputs would go to a folder that is not there, or nothing can be
+                written.
         """
         target = Path(path)
         local = replace(self, text=with_local_names(self.document))
@@ -125,17 +126,31 @@ class InputFile:
                 raise InputError(
                     f"a template of {self.name} starts from {structure}; wanted labels that stand for bare names of files"
                 )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for structure in self.structures:
-            _copy(structure, target.parent / structure.name)
-        target.write_text(local._with_edit_note())
+        if target.is_dir():
+            raise InputError(f"{target} is a folder, wanted the name of a file, e.g. {target / 'input.xml'}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._require_output_folders(target.parent)
+            for structure in self.structures:
+                _copy(structure, target.parent / structure.name)
+            target.write_text(local._with_edit_note())
+        except OSError as error:
+            raise InputError(f"cannot write {target}: {error}") from None
         return target
+
+    def _require_output_folders(self, run_folder: Path) -> None:
+        for folder in self.facts.output_folders:
+            if not (run_folder / folder).is_dir():
+                raise InputError(
+                    f"the outputs of {self.name} would go to {run_folder / folder}, a folder that is not there and that i-PI "
+                    "does not make; make it first, or give a prefix without '/'"
+                )
 
     def _with_edit_note(self) -> str:
         if not self.edits:
             return self.text
         note = f"{self.name} with {', '.join(self.edits)}; the header describes it without these edits."
-        comment = f"<!-- {note.replace('--', '- -')} -->\n"  # two hyphens would end the comment
+        comment = f"<!-- {re.sub('-(?=-)', '- ', note)} -->\n"  # two hyphens would end the comment
         return _XML_DECLARATION.sub(lambda start: start[0] + comment, self.text, count=1)
 
 

@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ipi_inputs.document import InputError, find, parse, value_of
-from ipi_inputs.facts import InputFacts
+from ipi_inputs.document import InputError, children, find, parse, value_of
+from ipi_inputs.facts import InputFacts, System
 from ipi_inputs.findings import LEVELS, Case, Finding, Level
 from ipi_inputs.judge import judge
 from ipi_inputs.reading import read_facts
 from ipi_inputs.rules import REFUSED_BY_IPI, RULES
+from ipi_inputs.starting import structure_elements
 
 __all__ = ["Finding", "lint", "lint_many"]
 
@@ -31,11 +32,17 @@ CLASHES: Mapping[str, tuple[str, Level, str, str]] = {  # rule, level, why, reme
         "Replicas with one seed start from the same velocities and feel the same noise: they are one run, not several.",
         "Give every replica its own <seed>.",
     ),
+    "folder": (
+        "same-folder",
+        "warning",
+        "Whatever their prefixes, each run overwrites the RESTART of the other, and a file EXIT ends both.",
+        "Give every run its own folder.",
+    ),
     "output": (
         "same-outputs",
         "error",
         "Both runs would write the same files.",
-        "Give every run its own prefix or its own folder.",
+        "Give every run its own folder, and its own prefix where that names another one.",
     ),
     "socket": (
         "socket-collision",
@@ -73,7 +80,7 @@ def lint(
 def lint_many(
     paths: Iterable[str | Path], *, default_forces: str = "", keeps_net_force: bool = False
 ) -> dict[Path, list[Finding]]:
-    """Lint inputs that are meant to run side by side: they must differ in sockets and outputs, replicas also in seed."""
+    """Lint inputs that are meant to run side by side: they need sockets and a folder of their own, replicas a seed."""
     files = [Path(path) for path in paths]
     findings = {
         path: lint(path, default_forces=default_forces, keeps_net_force=keeps_net_force) for path in files
@@ -156,26 +163,37 @@ def _marks(path: Path, facts: InputFacts) -> Iterator[tuple[str, object, str, in
     root = facts.document.root
     seed, output = find(root, "prng/seed"), find(root, "output")
     if seed is not None and any(system.motion == "dynamics" for system in facts.systems):
-        yield "seed", (facts.seed, _what_runs(facts)), value_of(seed), seed.line
-    place = str(path.parent.resolve() / facts.prefix)
-    yield "output", place, place, (root if output is None else output).line
+        yield "seed", (facts.seed, _what_runs(facts, path.parent)), value_of(seed), seed.line
+    folder, line = path.parent.resolve(), (root if output is None else output).line
+    yield "folder", folder, str(folder), line
+    outputs = (folder / facts.prefix).resolve()
+    yield "output", outputs, str(outputs), line
     for socket in facts.sockets:
         if socket.mode:
             listens = socket.endpoint(facts.sockets_prefix)
             yield "socket", listens, listens, socket.element.line
 
 
-def _what_runs(facts: InputFacts) -> object:
+def _what_runs(facts: InputFacts, folder: Path) -> object:
     """Equal for inputs that are replicas of one another."""
     return tuple(
         (
             system.motion, system.ensemble, system.splitting, system.barostat, system.timestep_fs, system.nmts,
-            system.n_beads, system.temperature_K,
+            system.n_beads, system.temperature_K, system.pressure_GPa, _starts_from(system, folder),
             tuple((thermostat.mode, thermostat.tau_fs) for thermostat in system.thermostats),
             tuple((component.forces, component.weight, component.n_beads) for component in system.components),
         )
         for system in facts.systems
     )  # fmt: skip
+
+
+def _starts_from(system: System, folder: Path) -> tuple[tuple[str, object], ...]:
+    """What is read or written out at the start, by its tag; copies of a structure count as one."""
+    read = {node: folder / value_of(node) for node in structure_elements(system.element)}
+    return tuple(
+        (node.tag, read[node].read_bytes() if node in read and read[node].is_file() else value_of(node))
+        for node in children(find(system.element, "initialize"))
+    )
 
 
 def _sorted(found: list[Finding]) -> list[Finding]:

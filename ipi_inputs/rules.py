@@ -75,6 +75,12 @@ RULES: tuple[Rule, ...] = (
         "Correct the name; i-PI's manual lists all properties and trajectories.",
         OUTPUTS,
     ),
+    Rule(
+        "output-folder", "error", check_text.missing_output_folder,
+        "i-PI makes no folders: it stops when it opens its output files, after the sockets are open.",
+        "Make the folder beside the input, or give outputs and <system> a prefix without \"/\".",
+        OUTPUTS,
+    ),
     # ------------------------------------------------------------------ sockets
     Rule(
         "socket-collision", "error", check_text.socket_collision,
@@ -131,6 +137,12 @@ RULES: tuple[Rule, ...] = (
         "A level at which no force acts only multiplies the number of steps.",
         "Remove the level, or give a force a weight there.",
         TUCKERMAN,
+    ),
+    Rule(
+        "mts-roles", "warning", check_forces.mts_roles,
+        "The roles are the wrong way round: the expensive forces act in every inner step, and direct ones save nothing.",
+        "Swap the weights: conservative [ 1, 0 ] and direct [ -1, 1 ], the outer level first.",
+        BIGI,
     ),
     Rule(
         "not-conservative-total", "error", check_forces.not_conservative_total,
@@ -211,6 +223,12 @@ RULES: tuple[Rule, ...] = (
         "An impulse every half period pumps the mode, however small the difference of the two forces.",
         "Keep i-PI's timestep, which is the OUTER step, below: 4 fs for O-H; scan it with resonance-scan.",
         RESONANCE,
+    ),
+    Rule(
+        "missing-thermostat", "error", check_dynamics.missing_thermostat,
+        "i-PI runs it all the same, at constant energy or enthalpy: the temperature is whatever comes of the start.",
+        "Add a <thermostat> to <dynamics>, as nvt-svr or pimd-pile-l have one, or say mode=\"nve\" where that is meant.",
+        "ipi/engine/motion/dynamics.py",
     ),
     Rule(
         "overdamped-pile", "warning", check_dynamics.overdamped_pile,

@@ -30,11 +30,27 @@ def structure_elements(parent: Element) -> Iterator[Element]:
         parent: the root of a document, for edits; there the names in a template have their labels still. Or a system of
             the facts, for the names that i-PI reads.
     """
-    for initialize in find_all(parent, "initialize"):
-        for node in children(initialize):
-            mode = node.get("mode", "chk" if node.tag == "file" else "manual")
-            if mode in READS_FILES and value_of(node):
-                yield node
+    for node in _starting_elements(parent):
+        if _mode(node) in READS_FILES and value_of(node):
+            yield node
+
+
+def require_only_files_of_a_structure(document: Document, name: str) -> None:
+    """Raise InputError where `<initialize>` holds more than that, of the old structure: another file would not replace it."""
+    for node in _starting_elements(document.root):
+        mode = _mode(node)
+        if mode == "thermal" or (mode in READS_FILES and node.tag in OF_A_STRUCTURE):
+            continue
+        origin = value_of(node) if mode in READS_FILES else f"the input itself (mode '{mode}')"
+        remedy = (
+            ', or draw new velocities: <velocities mode="thermal" units="kelvin"> 300 </velocities>'
+            if node.tag in ("velocities", "momenta")
+            else f": the new file says it, or, after this edit, a <{node.tag}> of the new one does"
+        )
+        raise InputError(
+            f"structure: wanted an input that takes only its structure from files, {name} takes its {node.tag} "
+            f"from {origin}, which belongs to the old one; remove this <{node.tag}> in line {node.line}{remedy}"
+        )
 
 
 def with_local_names(document: Document) -> str:
@@ -51,6 +67,9 @@ def with_local_names(document: Document) -> str:
 def structure_mode(path: Path) -> str:
     """How i-PI must be told to read a file.
 
+    i-PI's own reader of pdb takes no MODEL and no names of atoms but elements, and cuts numbers that fill their columns. ASE,
+    in turn, does not know the units that i-PI writes into TITLE.
+
     Raises:
         InputError: no such file, or an xyz file that says neither its units nor its lattice: i-PI would read bohr.
     """
@@ -58,11 +77,11 @@ def structure_mode(path: Path) -> str:
         raise InputError(f"structure: there is no file {path}")
     if path.suffix in (".chk", ".restart") or path.name.startswith("RESTART"):
         return "chk"
-    if path.suffix == ".pdb":
+    first, comment = first_lines(path)
+    if path.suffix == ".pdb" and "positions{" in first:
         return "pdb"
     if path.suffix != ".xyz":
         return "ase"
-    comment = comment_line(path)
     if "Lattice=" in comment:
         return "ase"
     if "positions{" not in comment:
@@ -73,7 +92,16 @@ def structure_mode(path: Path) -> str:
     return "xyz"
 
 
-def comment_line(path: Path) -> str:
-    """The second line of an xyz file; "" where there is none."""
+def first_lines(path: Path) -> tuple[str, str]:
+    """The first line and the second, which in an xyz file is a comment; "" where there is none."""
     with path.open(errors="replace") as file:
-        return file.readline() and file.readline()
+        return file.readline(), file.readline()
+
+
+def _starting_elements(parent: Element) -> Iterator[Element]:
+    return (node for initialize in find_all(parent, "initialize") for node in children(initialize))
+
+
+def _mode(node: Element) -> str:
+    """How i-PI takes an element of `<initialize>`, by its default where it does not say."""
+    return node.get("mode", "manual" if node.tag in ("cell", "gle") else "chk")

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.data import atomic_numbers
 
 from forceserver.errors import UsageError
 from forceserver.inputfile import read_input
 from forceserver.species import read_template
+from forceserver.structure_files import read_structure
 from forceserver.transport import InetAddress, UnixAddress
 
 CELL = '<cell units="angstrom" mode="abc"> [12, 12, 12] </cell>'
@@ -292,6 +294,15 @@ def test_a_file_that_is_no_input_is_refused(tmp_path: Path, content: str) -> Non
     path.write_text(content)
     with pytest.raises(UsageError):
         read_input(path)
+
+
+@pytest.mark.parametrize("text", [XYZ, EXTXYZ])
+def test_deuterium_and_tritium_are_hydrogen_to_a_model(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "heavy.xyz"
+    path.write_text(text.replace("H ", "D ", 1).replace("H ", "T ", 1))
+    assert read_template(path).describe() == "O1 H2, periodic"
+    assert sorted(read_structure(path).symbols) == ["H", "H", "O"]
+    assert "D" not in atomic_numbers
 
 
 def test_a_template_may_be_i_pi_s_xyz_or_anything_ase_reads(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
@@ -185,6 +186,43 @@ def test_velocities_of_another_structure_are_not_kept_nor_read_from_the_new_one(
         InputFile("nve", text, tmp_path).with_(structure=tmp_path / structure)
 
 
+@pytest.mark.parametrize(
+    ("element", "value"),
+    [
+        ('cell mode="abc" units="angstrom"', "[ 12, 12, 12 ]"),
+        ('cell mode="abcABC" units="angstrom"', "[ 12, 12, 12, 90, 90, 90 ]"),
+        ('cell mode="manual" units="angstrom"', "[ 12, 0, 0, 0, 12, 0, 0, 0, 12 ]"),
+        ('cell units="angstrom"', "[ 12, 0, 0, 0, 12, 0, 0, 0, 12 ]"),
+        ('labels mode="manual"', "[ Ne, Ar ]"),
+        ('labels mode="manual" index="1"', "Kr"),
+        ('masses mode="manual" units="dalton"', "[ 20, 20 ]"),
+        ('positions mode="manual" units="angstrom"', "[ 0, 0, 0, 4, 0, 0 ]"),
+        ('velocities mode="manual" units="m/s"', "[ 1, 0, 0, -1, 0, 0 ]"),
+    ],
+)
+def test_what_is_written_out_of_the_old_structure_is_not_kept_for_another(
+    element: str, value: str, tmp_path: Path
+) -> None:
+    (tmp_path / "argon.xyz").write_text(ARGON)
+    (tmp_path / "other.xyz").write_text(ARGON)
+    tag = element.partition(" ")[0]
+    text = load("nve").text.replace("water64.xyz", "argon.xyz")
+    text = text.replace("<velocities", f"<{element}> {value} </{tag}> <velocities", 1)
+    assert judge(text, tmp_path).n_atoms == 2
+    with pytest.raises(InputError, match=f"mine takes its {tag} from the input itself .*remove this <{tag}>"):
+        InputFile("mine", text, tmp_path).with_(structure=tmp_path / "other.xyz")
+
+
+def test_structure_needs_nothing_of_the_old_one(tmp_path: Path) -> None:
+    """Neither its file nor its cell, which the user may have had to remove from the input."""
+    (tmp_path / "argon.xyz").write_text(ARGON)
+    source = InputFile("nve", load("nve").text, tmp_path).with_(structure=tmp_path / "argon.xyz")
+    assert source.text == load("nve").with_(structure=tmp_path / "argon.xyz").text
+    wrong = InputFile("nve", load("nve").text.replace("fixcom", "fixcum"), load("nve").folder)
+    with pytest.raises(InputError, match=r"^i-PI refuses this input: .*fixcum"):
+        wrong.with_(structure=tmp_path / "argon.xyz")
+
+
 def test_structure_replaces_every_file_of_the_structure(tmp_path: Path) -> None:
     (tmp_path / "argon.xyz").write_text(ARGON)
     text = load("nve").text
@@ -192,6 +230,14 @@ def test_structure_replaces_every_file_of_the_structure(tmp_path: Path) -> None:
         text = text.replace("<velocities", f'<{tag} mode="xyz"> water64.xyz </{tag}> <velocities', 1)
     source = InputFile("nve", text, load("nve").folder).with_(structure=tmp_path / "argon.xyz")
     assert source.structures == (tmp_path / "argon.xyz",)
+
+
+@pytest.mark.parametrize("name", ["a&b.xyz", "a<b>.xyz", "a'b\".xyz", "a---b--.xyz"])
+def test_the_name_of_a_structure_may_hold_what_xml_takes_for_its_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(ARGON)
+    path = load("nve").with_(structure=tmp_path / name).write(tmp_path / "run" / "input.xml")
+    assert load(str(path)).structures == (path.parent / name,)
+    assert judge(path.read_text(), path.parent).n_atoms == 2
 
 
 def test_a_written_input_stands_alone_with_its_structure(tmp_path: Path) -> None:
@@ -267,6 +313,25 @@ def test_writing_never_overwrites_another_structure(tmp_path: Path) -> None:
     assert (tmp_path / "water64.xyz").read_text() == ARGON
 
 
+def test_outputs_go_to_a_folder_only_if_it_is_there(tmp_path: Path) -> None:
+    source, target = load("nve").with_(prefix="results/long"), tmp_path / "run" / "input.xml"
+    with pytest.raises(
+        InputError, match=f"outputs of nve would go to {target.parent}/results, a folder that is not"
+    ):
+        source.write(target)
+    assert not target.exists()
+    (target.parent / "results").mkdir()
+    assert load(str(source.write(target))).facts.prefix == "results/long"
+
+
+def test_the_output_folders_follow_all_prefixes_and_file_names() -> None:
+    source = load("resonance-scan")
+    assert source.facts.output_folders == (Path(),)
+    text = source.text.replace('prefix="resonance-scan"', 'prefix="a/b"').replace('"properties"', '"c/d"')
+    folders = {str(folder) for folder in InputFile("mine", text, source.folder).facts.output_folders}
+    assert folders >= {"a", "outer-3.0fs_a", "outer-3.0fs_a/b.c"}
+
+
 def test_an_input_of_ones_own_can_be_edited(tmp_path: Path) -> None:
     path = load("nve").write(tmp_path / "mine.xml")
     assert load(str(path)).with_(steps=3).facts.total_steps == 3
@@ -319,6 +384,77 @@ def test_an_unknown_input_names_the_nearest() -> None:
         load("nvt-langevn")
 
 
+PDB_LINE = "ATOM  {:5d} {:>4} MOL     1    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00          {:>2}  \n"
+
+
+def write_pdb(path: Path, names: tuple[str, ...], before: str = "", after: str = "END\n") -> Path:
+    """A pdb with columns as the standard has them."""
+    atoms = (PDB_LINE.format(i + 1, name, -100.5, -200.25, 3.0 * i, "") for i, name in enumerate(names))
+    cell = "CRYST1   20.000   20.000   20.000  90.00  90.00  90.00 P 1           1\n"
+    path.write_text(before.replace("CELL", cell) + "".join(atoms) + after)
+    return path
+
+
+def positions_in_bohr(source: InputFile) -> list[list[float]]:
+    """Those from which i-PI starts."""
+    from ipi.engine.initializer import init_file
+
+    (structure,) = source.structures
+    mode = re.search('<file mode="([a-z]+)">', source.text)
+    assert mode
+    return [list(atom) for atom in init_file(mode[1], str(structure))[0][0].q.reshape(-1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "species", "before", "after"),
+    [
+        (("Ar", "Ne"), ("Ar", "Ne"), "CELLMODEL     1\n", "ENDMDL\n"),  # as ASE writes it
+        (("OW", "HW1"), ("O", "H"), "REMARK by hand\nCELL", "TER\nEND\n"),
+        (("O", "H"), ("O", "H"), "TITLE  water\nCELL", "END\n"),
+    ],
+)
+def test_a_pdb_is_read_as_the_standard_says(
+    names: tuple[str, ...], species: tuple[str, ...], before: str, after: str, tmp_path: Path
+) -> None:
+    source = load("nve").with_(structure=write_pdb(tmp_path / "a.pdb", names, before, after))
+    assert positions_in_bohr(source) == [
+        pytest.approx([x * 1.8897261 for x in (-100.5, -200.25, z)]) for z in (0, 3)
+    ]
+    assert judge(source.text, tmp_path).species == species
+
+
+def test_a_pdb_with_the_units_of_i_pi_is_left_to_i_pi(tmp_path: Path) -> None:
+    (tmp_path / "a.pdb").write_text(
+        "TITLE  positions{atomic_unit} cell{atomic_unit}\n"
+        "CRYST1   20.000   20.000   20.000  90.00  90.00  90.00 P 1           1\n"
+        + PDB_LINE.format(1, "D", 1, 2, 3, "")
+        + "END\n"
+    )
+    source = load("nve").with_(structure=tmp_path / "a.pdb")
+    assert positions_in_bohr(source) == [pytest.approx([1, 2, 3])]
+    assert judge(source.text, tmp_path).species == ("D",)
+
+
+HEAVY_WATER = """3
+LATTICE
+O 0.0 0.0 0.0
+D 1.0 0.0 0.0
+D 0.0 1.0 0.0
+"""
+
+
+def test_deuterium_is_known_in_i_pi_s_own_xyz_and_refused_with_a_remedy_elsewhere(tmp_path: Path) -> None:
+    own, extended = tmp_path / "own.xyz", tmp_path / "extended.xyz"
+    own.write_text(HEAVY_WATER.replace("LATTICE", ARGON.splitlines()[1]))
+    extended.write_text(HEAVY_WATER.replace("LATTICE", 'Lattice="10 0 0 0 10 0 0 0 10"'))
+    assert "temperature(D){kelvin}" in load("nve").with_(structure=own).text
+    for structure in (extended, write_pdb(tmp_path / "d.pdb", ("O", "D"), "CELL")):
+        with pytest.raises(
+            InputError, match=f"structure: {structure.name}, .*D.* and T, if any, only in i-PI's own xyz"
+        ):
+            load("nve").with_(structure=structure)
+
+
 def test_a_structure_without_units_is_refused(tmp_path: Path) -> None:
     (tmp_path / "argon.xyz").write_text(ARGON.replace("positions{angstrom} cell{angstrom}", ""))
     with pytest.raises(InputError, match="would read bohr"):
@@ -347,9 +483,7 @@ def test_importing_the_package_imports_neither_i_pi_nor_numpy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-WORDS = st.text(
-    st.characters(codec="utf-8", exclude_characters="<>&\"'", exclude_categories=("C", "Z")), min_size=1
-)
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1)
 
 
 @settings(max_examples=50, deadline=None)
@@ -368,5 +502,7 @@ def test_edits_of_any_xml_leave_all_other_characters_alone(
         replace_value(document, first, value),
     ]
     edited = apply(document, edits)
-    assert edited == text.replace("old", attribute, 1).replace("\n one ", f"\n {value} ", 1)
-    assert value_of(next(find_all(parse(edited).root, "d"))) == value
+    in_quotes = escape(attribute, {'"': "&quot;", "'": "&apos;"})
+    assert edited == text.replace("old", in_quotes, 1).replace("\n one ", f"\n {escape(value)} ", 1)
+    root = parse(edited).root
+    assert (root.get("b"), value_of(next(find_all(root, "d")))) == (attribute, value)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipi_inputs import InputError, lint, lint_many, load, names
+from ipi_inputs import InputError, InputFile, lint, lint_many, load, names
 from ipi_inputs.check_dynamics import fastest_stretch
 from ipi_inputs.cli import inputs
 from ipi_inputs.document import parse
@@ -32,6 +32,7 @@ PLACES = {
     "bare-atomic-units": "<force> 1e-6",
     "unknown-unit": "<properties",
     "unknown-output": "<properties",
+    "output-folder": "<output",
     "socket-collision": '<ffsocket name="direct"',
     "socket-path": "<ffsocket",
     "socket-timeout": "<ffsocket",
@@ -41,6 +42,7 @@ PLACES = {
     "mts-levels": "<mts_weights>",
     "mts-outer-iterations": "<nmts>",
     "mts-idle-level": "<nmts>",
+    "mts-roles": "[ 0, 1 ]",
     "not-conservative-total": "<mts_weights>",
     "contracted-beads": 'nbeads="8"',
     "contraction-alone": 'nbeads="2"',
@@ -54,6 +56,7 @@ PLACES = {
     "external-potential-fixcom": '<force forcefield="trap"',
     "time-step": "<timestep",
     "outer-step-resonance": "<timestep",
+    "missing-thermostat": '<dynamics mode="nvt"',
     "overdamped-pile": '<thermostat mode="pile_l"',
     "noise-temperature": '<thermostat mode="nm_gle"',
     "missing-seed": "<simulation>",
@@ -126,6 +129,12 @@ def test_where_the_table_says_unsafe_direct_forces_are_a_finding(name: str, rule
     assert rule in {finding.rule for finding in lint(source.text, folder=source.folder)}
 
 
+def test_a_cheap_conservative_model_may_act_in_the_inner_steps() -> None:
+    text = (FOLDER / "mts-roles.xml").read_text()
+    cheap = text.replace("{forces: conservative}", "{forces: conservative, model: cheap}")
+    assert "mts-roles" not in {finding.rule for finding in lint(cheap, folder=FOLDER)}
+
+
 def test_the_outer_step_may_reach_four_femtoseconds_with_hydrogen_and_more_with_deuterium(
     tmp_path: Path,
 ) -> None:
@@ -166,8 +175,8 @@ def test_an_allowance_silences_its_rule() -> None:
     assert lint(allowed, folder=FOLDER) == []
 
 
-def test_the_library_runs_side_by_side() -> None:
-    findings = lint_many([load(name).folder / f"{name}.xml" for name in names()])
+def test_the_library_runs_side_by_side(tmp_path: Path) -> None:
+    findings = lint_many([load(name).write(tmp_path / name / "input.xml") for name in names()])
     assert not any(findings.values())
 
 
@@ -199,6 +208,26 @@ def test_replicas_must_differ_in_seed_sockets_and_outputs(tmp_path: Path) -> Non
     findings = lint_many([first, second])
     assert findings[first] == []
     assert {finding.rule for finding in findings[second]} == {clash[0] for clash in CLASHES.values()}
+
+
+def test_runs_in_one_folder_share_restart_and_exit_whatever_their_prefixes(tmp_path: Path) -> None:
+    paths = [load(name).write(tmp_path / f"{name}.xml") for name in ("nve", "nvt-svr")]
+    findings = lint_many(paths)
+    assert [(finding.rule, finding.level) for finding in findings[paths[1]]] == [("same-folder", "warning")]
+    assert findings[paths[1]][0].what == f"folder {tmp_path}, as in {paths[0]}"
+
+
+def test_runs_at_other_pressures_or_from_other_structures_are_no_replicas(tmp_path: Path) -> None:
+    def rules(*sources: InputFile) -> set[str]:
+        paths = [source.write(tmp_path / str(i) / f"{i}.xml") for i, source in enumerate(sources)]
+        return {finding.rule for found in lint_many(paths).values() for finding in found}
+
+    ice = tmp_path / "ice.xyz"
+    ice.write_text(load("nve").structures[0].read_text().replace("0.", "0.0"))
+    npt = load("npt-isotropic")
+    first = npt.with_(address="first")
+    assert rules(first, npt) == {"same-seed"}
+    assert rules(first, npt.with_(pressure_GPa=1.0), npt.with_(structure=ice, address="third")) == set()
 
 
 def test_replicas_that_differ_are_sound(tmp_path: Path) -> None:
@@ -416,6 +445,27 @@ def test_write_does_not_overwrite_unless_forced(tmp_path: Path) -> None:
     assert run("write", "nve", "-o", str(target))[0] == 2
     assert target.read_text() == "precious"
     assert run("write", "nve", "-o", str(target), "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("folder", "{}/folder is a folder, wanted the name of a file, e.g. {}/folder/input.xml"),
+        ("plain/input.xml", "cannot write {}/plain/input.xml: [Errno 17] File exists: '{}/plain'"),
+        ("plain/run/input.xml", "cannot write {}/plain/run/input.xml: [Errno 20] Not a directory: '{}/plain/run'"),
+        ("/proc/nope/input.xml", "cannot write /proc/nope/input.xml: [Errno 2] No such file or directory: '/proc/nope'"),
+    ],
+)  # fmt: skip
+def test_where_nothing_can_be_written_is_a_usage_error_in_one_line(
+    output: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").touch()
+    code, printed, errors = run("write", "nve", "-o", str(tmp_path / output), "--force")
+    assert (code, printed) == (2, "")
+    assert errors.count("\n") == 1
+    assert reason.format(tmp_path, tmp_path) in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "plain"]
 
 
 def test_an_impossible_edit_is_a_usage_error_in_one_line(tmp_path: Path) -> None:
