@@ -26,6 +26,7 @@ from forceserver.restart import (
     finished_before,
     forget_run,
     note_finished,
+    note_origins,
     read_run_files,
 )
 from forceserver.run_folder import check_addresses, disk_errors_named, locked
@@ -151,6 +152,7 @@ class Supervisor:
         elif self._furthest > 0:
             log.warning("%s: starting again from step 0. %s", *(HALF_A_STATE if files.states() else NO_STATE))
         check_addresses(self._input_path)
+        note_origins(self._input_path, self._options.servers.model)
         where = None if len(tempfile.gettempdir()) <= LONGEST_TMPDIR else "/tmp"
         with tempfile.TemporaryDirectory(prefix="forceserver-", dir=where) as sockets:
             attempt = Attempt(start, self._input_path.parent, f"{sockets}/", self._options.servers, lock)

@@ -17,6 +17,7 @@ from forceserver.structures import CONSERVATIVE, DIRECT, ForceRole
 
 if TYPE_CHECKING:
     from forceserver.evaluate import VirialSource
+    from forceserver.exchange import Template
     from forceserver.potentials.interface import Capabilities, Potential
 
 
@@ -52,10 +53,14 @@ def check_role(
     _check_virial(role, spec, capabilities, virial)
 
 
-def lacks_virial(role: ForceRole, capabilities: Capabilities, virial: VirialSource) -> bool:
+def lacks_virial(
+    role: ForceRole, capabilities: Capabilities, virial: VirialSource, template: Template
+) -> bool:
     """Whether results in this role come without a virial."""
     stands_in = virial == "conservative"  # for that of the direct forces
-    if DIRECT in role.kinds and not stands_in and (virial == "none" or not capabilities.direct_virial):
+    lacks_volume = capabilities.direct_virial_wants_volume and not template.pbc.all()
+    has_own = virial == "own" and capabilities.direct_virial and not lacks_volume
+    if DIRECT in role.kinds and not stands_in and not has_own:
         return True
     return (CONSERVATIVE in role.kinds or stands_in) and not capabilities.conservative_virial
 
@@ -91,7 +96,7 @@ def _check_virial(
 ) -> None:
     # A barostat reads the virial of each level of multiple time stepping, an output that of the total, in which weights cancel.
     is_read = bool(spec.virial_readers) and (spec.has_weight or spec.moves_cell)
-    if not is_read or not lacks_virial(role, capabilities, virial):
+    if not is_read or not lacks_virial(role, capabilities, virial, spec.template):
         return
     serve_other = "serve the conservative virial with them (--virial conservative), or "
     remedy = (

@@ -36,7 +36,8 @@ def describe_start(
             role = socket_roles[spec.name]
             used.add(role)
             yield f"  socket '{spec.name}' at {spec.address}: {_describe_socket(spec, role)}"
-            if lacks_virial(role, evaluator.models[role.model].capabilities, evaluator.virial):
+            capabilities = evaluator.models[role.model].capabilities
+            if lacks_virial(role, capabilities, evaluator.virial, spec.template):
                 yield f"  socket '{spec.name}': no virial comes with its forces; zeros are sent in its place"
     if any(DIRECT in role.kinds for role in used):
         yield f"net force of direct forces: {'kept' if keep_net_force else 'removed (mean over all atoms)'}"

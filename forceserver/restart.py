@@ -1,7 +1,7 @@
 """Where a run stands and how it goes on: i-PI's RESTART and checkpoint files, and the input that they came from.
 
-A folder holds one run. `.forceserver.json` in it remembers the input that the run was started with, so that a changed input is
-noticed: i-PI would go on from RESTART with the old one, without a word.
+A folder holds one run. `.forceserver.json` in it remembers what the run was started with: i-PI would go on from RESTART without a
+word, with the old input where that was changed, with another model, with the old atoms where their file was replaced.
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forceserver.errors import UsageError
 from forceserver.inputfile import parse_input, parse_nodes, systems_of
+from forceserver.models import BUNDLED
+from forceserver.potentials import LOADERS
+from forceserver.potentials.specification import POSITIONAL, parse
+
+log = logging.getLogger(__name__)
 
 RECORD = ".forceserver.json"
 CONTINUATION = "CONTINUE.xml"
@@ -103,15 +110,20 @@ def choose_start(input_path: Path) -> Start:
         _remember(input_path)
         return state
     _check_same_input(input_path, state.path)
-    continuation, fresh = (input_path.with_name(name) for name in (CONTINUATION, f".{CONTINUATION}.new"))
-    text = _with_total_steps(state.path.read_text(), files.total_steps)
+    continuation = input_path.with_name(CONTINUATION)
+    _replace(continuation, _with_total_steps(state.path.read_text(), files.total_steps))
+    return Start(continuation, state.step)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one go: what stood there may be the only state that is left."""
+    fresh = path.with_name(f".{path.name}.new")
     try:
         fresh.write_text(text)
-        fresh.replace(continuation)  # in one go: it may be the only state that is left
+        fresh.replace(path)
     except OSError:  # a full disk
         fresh.unlink(missing_ok=True)
         raise
-    return Start(continuation, state.step)
 
 
 def _with_total_steps(checkpoint: str, n_steps: int) -> str:
@@ -158,6 +170,31 @@ def note_finished(input_path: Path, why: str) -> None:
     _write_record(input_path, read_record(input_path.parent / RECORD) | {"finished": why})
 
 
+def note_origins(input_path: Path, model: str) -> None:
+    """Remember the model and the structure files of the run that `choose_start` begins or continues.
+
+    Where they are not those that it had before, which may be meant, it is logged once.
+
+    Args:
+        model: MODEL of the servers, its paths absolute.
+    """
+    record = read_record(input_path.parent / RECORD)
+    sha256, structures = _fingerprint_of_model(model), dict(_structures(input_path))
+    if record.get("model_sha256", sha256) != sha256:
+        what = (
+            f"{model} in place of {record['model']}" if model != record["model"] else f"{model} was changed"
+        )
+        log.warning("the run goes on with another model: %s. `conserved` jumps there", what)
+    known = record.get("structures", {})
+    for name in structures:
+        if known.get(name, structures[name]) != structures[name]:
+            log.warning(
+                "%s was changed since this run began: it goes on from its own last state, --fresh starts from the file", name
+            )  # fmt: skip
+    origins = {"model": model, "model_sha256": sha256, "structures": known | structures}
+    _write_record(input_path, record | origins)
+
+
 def _fingerprint(input_path: Path) -> str:
     """Of what an input says, whatever its number of steps, its comments and its layout."""
     return hashlib.sha256(repr(_meaning(parse_nodes(input_path))).encode()).hexdigest()
@@ -176,6 +213,29 @@ def _remember(input_path: Path) -> None:
     _write_record(input_path, {"input": input_path.name, "sha256": _fingerprint(input_path)})
 
 
+def _fingerprint_of_model(model: str) -> str:
+    """Of what its file holds, wherever that lies, and of its options."""
+    scheme, options = parse(model, schemes=LOADERS, bundled=BUNDLED)
+    name = options.pop(POSITIONAL, "")
+    content = _sha256(Path(name)) if Path(name).is_file() else name
+    return hashlib.sha256(repr((scheme, content, sorted(options.items()))).encode()).hexdigest()
+
+
+def _structures(input_path: Path) -> Iterator[tuple[str, str]]:
+    """(name in the input, sha256) of every file that an `<initialize>` reads and that is there."""
+    for system in systems_of(parse_input(input_path), input_path):
+        for _, entry in system.initialize.extra if system.initialize._explicit else ():
+            if entry.mode.fetch() not in ("manual", "thermal"):
+                path = input_path.parent / entry.getval()
+                if path.is_file():
+                    yield entry.getval(), _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON file that we keep beside a run; empty where there is none, or half of one."""
     try:
@@ -186,7 +246,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(input_path: Path, record: dict[str, Any]) -> None:
-    (input_path.parent / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    _replace(input_path.parent / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def _check_same_input(input_path: Path, checkpoint: Path) -> None:

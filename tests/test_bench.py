@@ -19,6 +19,8 @@ from forceserver.bench.cases import parse_case
 from forceserver.bench.contenders import CONTENDERS, Contender, PeerModel, Plan, Setting
 from forceserver.bench.measure import CaseBench, Options, Place
 from forceserver.bench.results import CaseResult
+from forceserver.bench.run import _check_folder, _take_folder
+from forceserver.errors import UsageError
 from forceserver.signals import StopRequest
 from forceserver.structure_files import read_structure, write_structure
 from forceserver.structures import CONSERVATIVE
@@ -242,10 +244,73 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("dear reader")
-    done = run_bench("noop", WATER64, "-o", tmp_path / "mine")
-    assert done.returncode == 2
-    assert "holds other files" in done.stderr
-    assert (tmp_path / "mine" / "thesis.tex").exists()
+def test_a_refused_bench_loses_nothing(folder: Path, tmp_path: Path) -> None:
+    run_in = ("-o", folder, "--cases", "conservative", "--contenders", "driver")
+    few = ("--repeats", "1", "--steps", "2")
+    done = run_bench("noop", WATER64, *run_in, *few)
+    assert done.returncode == 0, done.stderr
+    (folder / "notes.txt").write_text("my own")
+    before = contents(folder)
+    for model in ("missing.pt", "lj:epsilon=nonsense"):
+        done = run_bench(model, WATER64, *run_in)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+        assert contents(folder) == before
+    (tmp_path / "link").symlink_to(folder)
+    done = run_bench(
+        "noop", WATER64, "-o", tmp_path / "link", "--cases", "simulations-2", *few, "--contenders", "driver"
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.parts[0] for path in contents(folder)} == {
+        "forceserver-bench", "notes.txt", "bench.json", "bench.png", "simulations-2"
+    }  # fmt: skip
+    assert (folder / "notes.txt").read_text() == "my own"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["mine", "link", "."])
+def test_a_folder_with_other_files_is_not_touched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("dear reader")
+    (tmp_path / "link").symlink_to(mine)
+    monkeypatch.chdir(mine if name == "." else tmp_path)
+    with pytest.raises(UsageError, match="holds other files"):
+        _check_folder(Path(name), [])
+    assert contents(mine) == {Path("thesis.tex"): b"dear reader"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/bench", "dangling"])
+def test_what_can_be_no_folder_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "else")
+    done = run_bench("noop", WATER64, "-o", tmp_path / name)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "is no folder and cannot be made one" in done.stderr
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["link", "."])
+def test_only_what_a_bench_has_made_is_replaced(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    monkeypatch.chdir(real if place == "." else tmp_path)
+    first = ["bench.json", "mts-4"]
+    _check_folder(Path(place), first)
+    _take_folder(Path(place), first)
+    for name in ("mts-4", "pimd-8"):
+        (real / name).mkdir()
+        (real / name / "structure.xyz").touch()
+    with pytest.raises(UsageError, match="holds pimd-8, not known to be of an earlier bench"):
+        _check_folder(Path(place), ["pimd-8"])
+    _check_folder(Path(place), ["mts-4"])
+    _take_folder(Path(place), ["mts-4"])
+    assert {entry.name for entry in real.iterdir()} == {"forceserver-bench", "pimd-8"}
+    assert (tmp_path / "link").is_symlink()

@@ -105,6 +105,15 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
             "ase:my.module:Class,name=no-such.xyz,device=cpu",
             "ase:my.module:Class,name=no-such.xyz,device=cpu",
         ),
+        ("ase:my.module:Class,file='water64.xyz'", f"ase:my.module:Class,file='{WATER64}'"),
+        (
+            "ase:my.module:Class,files=['water64.xyz','no.xyz'],name=\"nve\"",
+            f"ase:my.module:Class,files=['{WATER64}','no.xyz'],name=\"nve\"",
+        ),
+        ("ase:my.module:Class,file=~/water64.xyz", f"ase:my.module:Class,file={WATER64}"),
+        ("ase:my.module:Class,file='~/water64.xyz'", f"ase:my.module:Class,file='{WATER64}'"),
+        ("ase:my.module:Class,file=~nobody-here/x.xyz", "ase:my.module:Class,file=~nobody-here/x.xyz"),
+        ("metatomic:~/model.pt", f"metatomic:{WATER64.parent}/model.pt"),
         ("qtip4pf:direct=0.02", "qtip4pf:direct=0.02"),
         ("water-pet", "water-pet"),
     ],
@@ -113,6 +122,7 @@ def test_a_model_means_the_same_from_any_folder(
     spec: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(WATER64.parent)
+    monkeypatch.setenv("HOME", str(WATER64.parent))
     assert anchored(spec) == expected
 
 

@@ -183,26 +183,55 @@ def test_a_folder_that_is_a_link_or_where_we_are_is_emptied_and_stays(
     assert (tmp_path / "elsewhere" / "thesis.tex").exists()
 
 
-def test_a_model_that_is_none_costs_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown model 'qtip5'"):
-        run_tour(Tour("qtip5", 0.02), tmp_path / "tour")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("qtip5", "unknown model 'qtip5'"), ("missing.pt", "missing.pt"), ("qtip4pf", "wants direct forces")],
+)
+def test_a_model_that_cannot_be_costs_no_folder_and_no_earlier_tour(
+    model: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_tour(Tour(model, 0.02), tmp_path / "tour")
     assert not (tmp_path / "tour").exists()
+    finished = Tour(MODEL, 0.02)
+    tour._take_folder(finished, tmp_path / "tour")
+    state = leave_state(tmp_path / "tour", 100)
+    finish(finished, tmp_path / "tour")
+    with pytest.raises(UsageError, match=message):
+        run_tour(Tour(model, 0.02), tmp_path / "tour")
+    assert state.exists()
 
 
-@pytest.mark.parametrize(("is_full", "other"), [(True, 0.02), (True, 0.03), (False, 0.03)])
-def test_a_full_tour_is_never_thrown_away(is_full: bool, other: float, tmp_path: Path) -> None:
-    first = Tour(MODEL, 0.02, is_full=True)
+def leave_state(folder: Path, step: int) -> Path:
+    """What an interrupted run leaves."""
+    state = folder / "1-nve-conservative" / "RESTART"
+    state.parent.mkdir(exist_ok=True)
+    state.write_text(f"<simulation><step>{step}</step></simulation>")
+    return state
+
+
+@pytest.mark.parametrize(
+    "other", [Tour(MODEL, 0.03), Tour("water-pet", 0.02), Tour(MODEL, 10.0, is_full=True)]
+)
+@pytest.mark.parametrize("first", [Tour(MODEL, 0.02), Tour(MODEL, 0.02, is_full=True)])
+def test_neither_an_unfinished_tour_nor_a_full_one_is_thrown_away(
+    first: Tour, other: Tour, tmp_path: Path
+) -> None:
     tour._take_folder(first, tmp_path)
-    (tmp_path / "hours").touch()
-    finish(first, tmp_path)
-    second = Tour(MODEL, other, is_full=is_full)
-    if is_full and other != first.time_ps:
-        with pytest.raises(UsageError, match="holds another tour"):
-            tour._take_folder(second, tmp_path)
-    elif is_full:
-        tour._take_folder(second, tmp_path)
-    if is_full:
-        assert (tmp_path / "hours").exists()
+    state = leave_state(tmp_path, 100)
+    if first.is_full:
+        finish(first, tmp_path)
+    with pytest.raises(UsageError, match="holds another tour"):
+        tour._take_folder(other, tmp_path)
+    tour._take_folder(first, tmp_path)
+    assert state.exists()
+
+
+def test_a_tour_that_has_made_no_step_is_no_loss(tmp_path: Path) -> None:
+    tour._take_folder(Tour(MODEL, 0.02), tmp_path)
+    state = leave_state(tmp_path, 0)
+    tour._take_folder(Tour(MODEL, 0.03), tmp_path)
+    assert not state.exists()
 
 
 def test_a_finished_short_tour_is_made_afresh(tmp_path: Path) -> None:

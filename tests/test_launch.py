@@ -28,7 +28,7 @@ from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor, check_d
 from forceserver.models import BUNDLED
 from forceserver.processes import start_process
 from forceserver.progress import PropertiesTail, _Facts, show_progress
-from forceserver.restart import choose_start, forget_run, read_run_files, step_of
+from forceserver.restart import choose_start, forget_run, note_origins, read_run_files, step_of
 from forceserver.signals import StopRequest
 from launched import (
     TRAP,
@@ -705,6 +705,40 @@ def test_a_changed_input_is_refused_and_fresh_puts_the_old_states_aside(place: W
     forget_run(path)
     assert choose_start(path).step == 0
     assert (place.path / "RESTART.old").exists()
+
+
+def test_another_model_and_another_structure_are_said_once(
+    place: Workplace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("forceserver"), "propagate", True)
+    path, file = write_run(place, steps=STEPS, checkpoint=True), place.path / "model.pt"
+    file.write_text("weights")
+
+    def said(model: str) -> str:
+        caplog.clear()
+        choose_start(path)
+        note_origins(path, model)
+        return caplog.text
+
+    assert not said(f"{file},variant=a")
+    write_state(place, "RESTART", 20)
+    file = file.rename(place.path / "moved.pt")
+    assert not said(f"{file},variant=a"), "the same file, elsewhere"
+    assert f"another model: {file},variant=b in place of {file},variant=a." in said(f"{file},variant=b")
+    file.write_text("other weights")
+    assert f"another model: {file},variant=b was changed. `conserved` jumps" in said(f"{file},variant=b")
+    structure = place.path / "structure.xyz"
+    structure.write_text(structure.read_text().replace("0.3\n", "0.4\n"))
+    assert "structure.xyz was changed since this run began" in said(f"{file},variant=b")
+    assert not said(f"{file},variant=b")
+    structure.unlink()
+    assert not said(f"{file},variant=b")
+    record = json.loads(place.read(".forceserver.json"))
+    (place.path / ".forceserver.json").write_text(
+        json.dumps({each: record[each] for each in ("input", "sha256")})
+    )
+    assert not said("harmonic:k=2.0"), "a record of an older version"
+    assert "another model: noop in place of harmonic:k=2.0" in said("noop")
 
 
 def test_a_restart_of_a_run_that_launch_did_not_start_is_refused(place: Workplace) -> None:

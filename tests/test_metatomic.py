@@ -109,11 +109,13 @@ def test_partly_periodic_structures_equal_the_closed_form(
     pbc = np.array(periodic)
     # i-PI sends a cell whether or not the structure is periodic.
     part = Structure(box.atomic_numbers, box.positions, box.cell, pbc)
-    evaluation = evaluate(load_potential(str(pair_model(Recipe()))), part)
+    potential = load_potential(str(pair_model(Recipe())))
+    evaluation = evaluate(potential, part)
     bare = Structure(box.atomic_numbers, box.positions, box.cell * pbc[:, None], pbc)
     assert_equals_closed_form(evaluation, [closed_form(bare)], tolerance=1e-12)
     assert evaluation.direct is not None
     assert evaluation.direct.virials is None  # no volume, so no stress
+    assert potential.capabilities.direct_virial_wants_volume
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(dtype="float32"), Recipe(outputs=NO_STRESS)])

@@ -10,19 +10,21 @@ import pytest
 from forceserver.errors import (
     UsageError,
 )
-from forceserver.evaluate import VirialSource
+from forceserver.evaluate import Evaluator, VirialSource
 from forceserver.exchange import Template
-from forceserver.inputfile import SocketSpec
+from forceserver.inputfile import SimulationInput, SocketSpec
 from forceserver.preflight import check_role, lacks_virial
+from forceserver.report import describe_start
 from forceserver.roles import parse_forces_option, parse_role
 from forceserver.structures import ForceRole
 from forceserver.transport import UnixAddress, parse_address
 from spring import Spring
 
+PERIODIC = Template(np.array([1]), np.ones(3, dtype=bool))
+
 
 def test_a_model_without_a_direct_stress_is_refused_where_somebody_reads_the_virial() -> None:
-    template = Template(np.array([1]), np.ones(3, dtype=bool))
-    npt = SocketSpec("s", UnixAddress("/x"), {}, 1, 1, template, virial_readers=("the npt ensemble",))
+    npt = SocketSpec("s", UnixAddress("/x"), {}, 1, 1, PERIODIC, virial_readers=("the npt ensemble",))
     models = {"default": Spring(direct_virial=False)}
     with pytest.raises(UsageError, match=r"the npt ensemble reads it.*--virial conservative"):
         check_role(ForceRole(1.0), npt, models)
@@ -57,7 +59,29 @@ def test_blended_forces_need_the_virials_of_both_kinds(
     capabilities = replace(
         Spring().capabilities, conservative_virial=conservative_virial, direct_virial=direct_virial
     )
-    assert lacks_virial(ForceRole(role), capabilities, virial) == lacks
+    assert lacks_virial(ForceRole(role), capabilities, virial, PERIODIC) == lacks
+    for pbc in ([True, True, False], [False, False, False]):
+        part_periodic = Template(np.array([1]), np.array(pbc))
+        assert lacks_virial(ForceRole(role), capabilities, virial, part_periodic) == lacks
+        of_stress = replace(capabilities, direct_virial_wants_volume=True)
+        needs_own = role > 0.0 and virial == "own"
+        assert lacks_virial(ForceRole(role), of_stress, virial, part_periodic) == (lacks or needs_own)
+        assert lacks_virial(ForceRole(role), of_stress, virial, PERIODIC) == lacks
+
+
+@pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False)])
+def test_that_a_slab_gets_no_direct_virial_is_said_at_the_start(periodic: tuple[bool, bool, bool]) -> None:
+    spring = Spring()
+    spring.capabilities = replace(spring.capabilities, direct_virial_wants_volume=True)
+    spec = SocketSpec("slab", UnixAddress("/x"), {}, 1, 1, Template(np.array([1]), np.array(periodic)))
+    lines = describe_start(
+        [SimulationInput(None, (spec,))],
+        [{"slab": ForceRole(1.0)}],
+        Evaluator({"default": spring}),
+        keep_net_force=False,
+    )
+    said = "socket 'slab': no virial comes with its forces; zeros are sent in its place"
+    assert (said in "\n".join(lines)) == (not all(periodic))
 
 
 @pytest.mark.parametrize(

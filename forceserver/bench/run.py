@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from forceserver.bench.results import CaseResult
 from forceserver.bench.scaling import AXES, SCALING_CONTENDERS, Axis, ScalingResult
 from forceserver.bench.table import print_case, print_scaling, print_summary
 from forceserver.errors import UsageError
+from forceserver.own_folder import claim, remove
 from forceserver.processes import n_cores
 from forceserver.signals import StopRequest, stop_on_signals
 from forceserver.structure_files import read_structure, write_structure
@@ -30,7 +30,8 @@ from forceserver.structures import ForceKind
 if TYPE_CHECKING:
     from ase import Atoms
 
-MARKER = "forceserver-bench"  # a folder with this file in it is ours to replace
+MARKER = "forceserver-bench"  # a file that lists what a bench has made in its folder, and so the next one may replace
+RECORD, FIGURE = "bench.json", "bench.png"
 LONGEST_TMPDIR = (
     45  # the path of a unix socket has at most 107 characters, and ours ends in a case and a number
 )
@@ -65,7 +66,7 @@ class Bench:
 
     Args:
         structure: the file that the user named.
-        folder: for everything that is written; made afresh.
+        folder: for everything that is written, in place of what an earlier bench has left there.
         console: for the tables.
     """
 
@@ -93,21 +94,23 @@ class Bench:
             Interrupted: a signal came; what was measured until then is written.
         """
         atoms = read_structure(self.structure)
-        _make_folder(self.folder)
+        axes = scaling_cases(len(atoms), *scaling_to) if scaling_to is not None else ()
+        names = [RECORD, FIGURE, *(case.name for group in (cases, *axes) for case in group)]
+        _check_folder(self.folder, names)
         with stop_on_signals() as stop, _socket_folder() as sockets, _status() as watch:
-            write_structure(atoms, self.folder / "structure.xyz")
             watch("loading the model")
-            self.model = describe_model(
-                self.setting, self.folder / "structure.xyz", self.folder / "model", stop
-            )
+            place = Path(sockets)  # until nothing can be refused any more
+            write_structure(atoms, place / "structure.xyz")
+            self.model = describe_model(self.setting, place / "structure.xyz", place / "model", stop)
             _check_elements(atoms, self.model)
+            _take_folder(self.folder, names)
             self._introduce(len(atoms))
             hall = _Hall(atoms, self.folder, sockets, self.setting, kinds_of(self.model), stop, watch)
             try:
                 for case in cases:
                     self._measure_case(case, contenders, hall)
-                if scaling_to is not None:
-                    self._measure_scaling(scaling_to, hall)
+                if axes:
+                    self._measure_scaling(axes, hall)
             finally:
                 self._keep()
 
@@ -120,11 +123,10 @@ class Bench:
                 self.results.append(bench.result)
                 print_case(self.console, bench.result)
 
-    def _measure_scaling(self, limits: tuple[int, int], hall: _Hall) -> None:
+    def _measure_scaling(self, cases_of_axes: Sequence[Sequence[Case]], hall: _Hall) -> None:
         options = replace(self.options, seconds=min(self.options.seconds, SCALING_SECONDS))
-        for_axis = dict(zip(AXES, scaling_cases(len(hall.atoms), *limits), strict=True))
         try:
-            for axis, cases in for_axis.items():
+            for axis, cases in zip(AXES, cases_of_axes, strict=True):
                 for name in SCALING_CONTENDERS:
                     self._measure_axis(axis, cases, name, options, hall)
         finally:
@@ -167,23 +169,36 @@ class Bench:
 
     def _keep(self) -> None:
         print_summary(self.console, self.results)
-        path = self.folder / "bench.json"
+        path = self.folder / RECORD
         write_record(path, self.results, self.scaling, self.setting, self.options, self.model, self.structure)
         written = [str(path)]
-        if draw(self.folder / "bench.png", self.results, self.scaling):
-            written.append(str(self.folder / "bench.png"))
+        if draw(self.folder / FIGURE, self.results, self.scaling):
+            written.append(str(self.folder / FIGURE))
         self.console.print(f"written: {', '.join(written)}; inputs and logs beside them", highlight=False)
 
 
-def _make_folder(folder: Path) -> None:
-    if folder.exists():
-        if any(folder.iterdir()) and not (folder / MARKER).exists():
-            raise UsageError(
-                f"{folder} holds other files; name another folder with --output, or move them away"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / MARKER).touch()
+def _check_folder(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder in which a bench cannot make these files and folders without somebody else's being lost."""
+    claim(folder, MARKER)
+    others = {entry.name for entry in folder.iterdir()} - _made_before(folder)
+    if taken := [name for name in names if name in others]:
+        raise UsageError(
+            f"{folder} holds {', '.join(taken)}, not known to be of an earlier bench; name another with -o, or move it away"
+        )
+
+
+def _take_folder(folder: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier bench has made, and nothing else."""
+    made = _made_before(folder)
+    for entry in list(folder.iterdir()):
+        if entry.name in made:
+            remove(entry)
+    (folder / MARKER).write_text("".join(f"{name}\n" for name in names))
+
+
+def _made_before(folder: Path) -> set[str]:
+    marker = folder / MARKER
+    return set(marker.read_text().split()) if marker.exists() else set()
 
 
 def _check_elements(atoms: Atoms, model: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ Ctrl-C ends all of it and keeps what was measured.
     type=click.Path(path_type=Path),
     default=Path("bench-output"),
     show_default=True,
-    help="Folder for the numbers, the figure, inputs and logs; made afresh.",
+    help="Folder for the numbers, the figure, inputs and logs; replaces what an earlier bench left there.",
 )
 @click.option("--quick", is_flag=True, help="Three cases, and repeats of half a second.")
 @click.option(

@@ -1,6 +1,7 @@
 """The tour: its stops, two at a time where there are cores for it, supervised as by `forceserver launch`, in a folder of ours.
 
-An interrupted tour is continued by the same command. A finished one is made afresh, except a full one: hours are not thrown away.
+An interrupted tour is continued by the same command. A finished one is made afresh, except a full one: hours are not thrown away,
+and nor is what an interrupted tour of other settings has done.
 Times in ps and fs, wall times in seconds.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,15 +24,20 @@ from forceserver.attempt import ServerCommand
 from forceserver.demo.costs import runs_at_once
 from forceserver.demo.stops import STOPS, Stop
 from forceserver.errors import ForceServerError, UsageError
+from forceserver.inputfile import read_input
 from forceserver.launch import Ending, LaunchOptions, Supervisor
-from forceserver.potentials import require
+from forceserver.own_folder import claim, remove
+from forceserver.potentials import load_potential, require
 from forceserver.potentials.specification import anchored
+from forceserver.preflight import check_simulation
 from forceserver.progress import PropertiesTail
-from forceserver.restart import read_record
+from forceserver.restart import read_record, step_of
 from forceserver.signals import StopRequest, stop_on_signals
+from forceserver.structures import DEFAULT_MODEL, ForceRole
 
 MARKER = "forceserver-demo"  # a folder with this file in it is ours to replace
 ENDED = "ended.json"  # beside the outputs of a stop, once it is over
+STATES = ("RESTART", "demo.checkpoint")  # of i-PI, in the folder of a stop
 WARM_UP = 0.2  # of the rows: what TorchScript takes to specialise its code is no cost of a long run
 
 
@@ -72,11 +78,13 @@ def run_tour(tour: Tour, folder: Path) -> list[Outcome]:
     """Run what is left of the tour.
 
     Raises:
-        UsageError: the folder holds something that is not a tour, or the model cannot be served.
+        UsageError: the folder holds something that is not this tour, or the model cannot be served.
         Interrupted: by a signal.
         ForceServerError: the first stop failed, conservative as it is: so would the others.
     """
     require(tour.model)
+    if _tour_in(folder) != tour.identity():
+        _check_model(tour)
     _take_folder(tour, folder)
     n_at_once, n_threads = runs_at_once()
     servers = ServerCommand(anchored(tour.model), options=("--threads", str(n_threads)))
@@ -118,41 +126,49 @@ def _show(progress: Progress, task: TaskID, step: int) -> None:
 
 
 def finish(tour: Tour, folder: Path) -> None:
-    """The tour is over: the next short one starts afresh."""
+    """The tour is over: the next one starts afresh, except after a full one."""
     if not tour.is_full:
         (folder / MARKER).write_text("")
 
 
-def _take_folder(tour: Tour, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{folder} is no folder and cannot be made one ({error.strerror}); name another with -o"
-        ) from None
+def _check_model(tour: Tour) -> None:
+    """Load it once, as each server will: what cannot be served is refused before anything is removed.
+
+    Raises:
+        UsageError: it cannot be loaded, or lacks what one of the stops wants.
+    """
+    models = {DEFAULT_MODEL: load_potential(tour.model)}
+    with tempfile.TemporaryDirectory(prefix="forceserver-") as folder:
+        for stop in STOPS:
+            path = stop.input_file(tour.time_ps).write(Path(folder) / stop.folder_name / "input.xml")
+            check_simulation(read_input(path), models, ForceRole(), "own")
+
+
+def _tour_in(folder: Path) -> str:
+    """The identity of the tour that has not ended there, or that was a full one."""
     marker = folder / MARKER
-    if any(folder.iterdir()) and not marker.exists():
-        raise UsageError(f"{folder} holds other files; name another folder with -o, or move them away")
-    if marker.exists() and marker.read_text() == tour.identity():
+    return marker.read_text() if marker.is_file() else ""
+
+
+def _take_folder(tour: Tour, folder: Path) -> None:
+    claim(folder, MARKER)
+    known = _tour_in(folder)
+    if known == tour.identity():
         return
-    if tour.is_full and any(folder.iterdir()):
+    if known and any(step_of(run / name) for run in folder.iterdir() for name in STATES):
         raise UsageError(
-            f"{folder} holds another tour, perhaps of hours; name another folder with -o, or remove it"
+            f"{folder} holds another tour, unfinished or of hours, which its own command continues; name another folder with -o, "
+            "or remove it"
         )
     _empty(folder)
-    marker.write_text(tour.identity())
+    (folder / MARKER).write_text(tour.identity())
 
 
 def _empty(folder: Path) -> None:
-    """Remove what is in a folder of ours, but not its marker: without it, what an interruption left would seem not to be ours.
-
-    The folder itself stays: it may be a link, or the one where we are.
-    """
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != MARKER:
-            entry.unlink()
+    """Remove what is in a folder of ours, but not its marker: without it, what an interruption left would seem not to be ours."""
+    for entry in list(folder.iterdir()):
+        if entry.name != MARKER:
+            remove(entry)
 
 
 @dataclass(frozen=True)

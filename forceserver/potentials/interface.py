@@ -168,6 +168,9 @@ class Capabilities:
     direct_virial: bool
     synthetic_direct: bool = False  # the direct forces are made up for testing: a user must be told
     conservative_virial: bool = True  # False: energy and forces only, as of some ASE calculators
+    direct_virial_wants_volume: bool = (
+        False  # it has none where a structure is not periodic in all directions
+    )
     any_image: bool = False  # moving an atom by a lattice vector changes nothing
     shares_forward_pass: bool = True  # both kinds from one call cost less than from one call each
 

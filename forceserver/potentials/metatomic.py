@@ -138,6 +138,7 @@ class MetatomicPotential:
             conservative=True,
             direct=names.direct_force is not None,
             direct_virial=names.direct_stress is not None,
+            direct_virial_wants_volume=True,  # it is made of a stress
             any_image=True,
         )
 

@@ -89,6 +89,7 @@ def _combine(first: Capabilities, second: Capabilities) -> Capabilities:
         conservative=True,
         direct=True,
         direct_virial=second.direct_virial if second.direct else second.conservative_virial,
+        direct_virial_wants_volume=second.direct and second.direct_virial_wants_volume,
         synthetic_direct=second.direct and second.synthetic_direct,
         shares_forward_pass=False,
         conservative_virial=first.conservative_virial,

@@ -10,6 +10,7 @@ brackets or quotes: `kpts=(2,2,2)`. Values stay strings here: only a loader know
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ POSITIONAL = ""  # a key that nobody can type: calculators have keywords of all 
 FILE_SCHEME = "metatomic"
 FILE_SUFFIX = ".pt"
 PATH_OPTIONS = ("extensions",)
+QUOTED = re.compile(r"""(['"])(.*?)\1""")
 
 
 def parse(
@@ -61,18 +63,37 @@ def anchored(spec: str) -> str:
     head, *items = _split_items(spec)
     scheme, colon, word = head.partition(":")
     if scheme == FILE_SCHEME and word:
-        head = scheme + colon + str(Path(word).resolve())
+        head = scheme + colon + _absolute(word)
     elif head.endswith(FILE_SUFFIX):
-        head = str(Path(head).resolve())
+        head = _absolute(head)
     return ",".join([head, *map(_anchored_item, items)])
 
 
 def _anchored_item(item: str) -> str:
-    """KEY=PATH made absolute. Only a loader knows its paths: one is what looks like a path and is there, and no number."""
+    """KEY=VALUE, where the value may be a path, or hold paths in quotes, as a Python literal does: `dirs=['a/', 'b/']`."""
     key, separator, value = item.partition("=")
-    looks_like_one = "/" in value or bool(Path(value).suffix)
-    is_path = key in PATH_OPTIONS or (looks_like_one and not _is_number(value) and Path(value).exists())
-    return key + separator + str(Path(value).resolve()) if separator and value and is_path else item
+    if QUOTED.search(value):
+        value = QUOTED.sub(lambda quoted: quoted[1] + _anchored_path(quoted[2]) + quoted[1], value)
+    elif value:
+        value = _absolute(value) if key in PATH_OPTIONS else _anchored_path(value)
+    return key + separator + value
+
+
+def _anchored_path(text: str) -> str:
+    """Only a loader knows its paths: one is what looks like a path and is there, and no number."""
+    looks_like_one = "/" in text or bool(Path(text).suffix)
+    return (
+        _absolute(text)
+        if looks_like_one and not _is_number(text) and Path(_absolute(text)).exists()
+        else text
+    )
+
+
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().resolve())
+    except RuntimeError:  # ~NAME, and nobody has it
+        return str(Path(path).resolve())
 
 
 def _is_number(text: str) -> bool:
