@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from forceserver.errors import UsageError
-from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, Potential
+from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, Potential, brought_back
 from forceserver.structures import CONSERVATIVE, DIRECT, ForceKind
 
 
@@ -63,6 +63,8 @@ class PairedPotential:
     def _evaluate(self, potential: Potential, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
         """Evaluate one of the two in its own dtype and on its own device, and bring the answer back."""
         theirs, ours = potential.capabilities, self._capabilities
+        if theirs.any_image and theirs.dtype is not ours.dtype:
+            batch = brought_back(batch)  # before far positions lose the digits that only ours has
         evaluation = potential(_move(batch, theirs.dtype, theirs.device), want)
         return Evaluation(
             energies=evaluation.energies.to(device=ours.device, dtype=ours.dtype),
@@ -92,6 +94,7 @@ def _combine(first: Capabilities, second: Capabilities) -> Capabilities:
         synthetic_direct=second.direct and second.synthetic_direct,
         shares_forward_pass=False,
         conservative_virial=first.conservative_virial,
+        any_image=first.any_image and second.any_image,
     )
 
 
