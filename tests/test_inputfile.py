@@ -60,16 +60,18 @@ def test_an_inet_socket_has_a_host_and_a_port(tmp_path: Path) -> None:
     assert read_input(write(tmp_path, forcefields=inet)).sockets[0].address == InetAddress("node7", 31415)
 
 
+FAST_AND_SLOW = (
+    '<ffsocket name="fast" mode="unix"><address>a</address><parameters>{forces: direct}</parameters></ffsocket>'
+    '<ffsocket name="slow" mode="unix"><address>b</address><batch_size>4</batch_size></ffsocket>'
+)
+LEVELS = (
+    '<force forcefield="fast"><mts_weights>[-1, 1]</mts_weights></force>'
+    '<force forcefield="slow" nbeads="2"><mts_weights>[1, 0]</mts_weights></force>'
+)
+
+
 def test_parameters_batch_size_and_beads_are_read(tmp_path: Path) -> None:
-    sockets = (
-        '<ffsocket name="fast" mode="unix"><address>a</address><parameters>{forces: direct}</parameters></ffsocket>'
-        '<ffsocket name="slow" mode="unix"><address>b</address><batch_size>4</batch_size></ffsocket>'
-    )
-    forces = (
-        '<force forcefield="fast"><mts_weights>[-1, 1]</mts_weights></force>'
-        '<force forcefield="slow" nbeads="2"><mts_weights>[1, 0]</mts_weights></force>'
-    )
-    fast, slow = read_input(write(tmp_path, forcefields=sockets, forces=forces, n_beads=8)).sockets
+    fast, slow = read_input(write(tmp_path, forcefields=FAST_AND_SLOW, forces=LEVELS, n_beads=8)).sockets
     assert (fast.name, dict(fast.parameters), fast.batch_size, fast.n_requests) == (
         "fast",
         {"forces": "direct"},
@@ -77,7 +79,6 @@ def test_parameters_batch_size_and_beads_are_read(tmp_path: Path) -> None:
         8,
     )
     assert (slow.name, dict(slow.parameters), slow.batch_size, slow.n_requests) == ("slow", {}, 4, 2)
-    assert (fast.has_weight, slow.has_weight) == (False, True)
 
 
 PDB = """CRYST1   10.000   10.000   10.000  90.00  90.00  90.00 P 1           1
@@ -179,9 +180,13 @@ def test_levels_of_one_socket_do_not_add_up(tmp_path: Path) -> None:
         '<force forcefield="ff"><mts_weights>[0, 1]</mts_weights></force>'
         '<force forcefield="ff" nbeads="2"><mts_weights>[-1, 0]</mts_weights></force>'
     )
-    (spec,) = read_input(write(tmp_path, forces=forces, n_beads=8)).sockets
+    (spec,) = read_input(
+        write(tmp_path, forces=forces, n_beads=8, properties="step, pressure_cv{bar}")
+    ).sockets
     assert spec.n_requests == 8
-    assert spec.has_weight  # +1 on eight beads and -1 on two do not cancel
+    assert spec.virial_readers == (
+        "the output 'pressure_cv{bar}'",
+    )  # +1 on eight and -1 on two do not cancel
 
 
 def test_the_files_of_an_input_are_found_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +257,35 @@ def test_replicas_from_a_system_template_add_up(tmp_path: Path) -> None:
 )
 def test_whoever_reads_the_virial_is_found(tmp_path: Path, changes: dict[str, str], reader: str) -> None:
     assert reader in read_input(write(tmp_path, **changes)).sockets[0].virial_readers  # type: ignore[arg-type]
+
+
+NPT = '<dynamics mode="npt"><barostat mode="isotropic"/></dynamics>'
+
+
+@pytest.mark.parametrize(
+    ("changes", "of_fast", "of_slow"),
+    [
+        (
+            {"properties": "step, stress_md"},
+            [],
+            ["the output 'stress_md'"],
+        ),  # in the total its weights cancel
+        ({"dynamics": NPT}, ["the npt ensemble"], ["the npt ensemble"]),  # level by level
+        ({"properties": "step, vir_component(0)"}, ["the output 'vir_component(0)'"], []),
+        ({"properties": "step, vir_component(1; bead=0)"}, [], ["the output 'vir_component(1; bead=0)'"]),
+        (
+            {"properties": "step, vir_component_raw{megapascal}(bead=1; index=0)"},
+            ["the output 'vir_component_raw{megapascal}(bead=1; index=0)'"],
+            [],
+        ),
+    ],
+)
+def test_the_virial_of_a_force_that_cancels_is_read_by_barostats_and_by_outputs_of_it_alone(
+    tmp_path: Path, changes: dict[str, str], of_fast: list[str], of_slow: list[str]
+) -> None:
+    path = write(tmp_path, forcefields=FAST_AND_SLOW, forces=LEVELS, n_beads=8, **changes)  # type: ignore[arg-type]
+    fast, slow = read_input(path).sockets
+    assert (list(fast.virial_readers), list(slow.virial_readers)) == (of_fast, of_slow)
 
 
 def test_nobody_reads_the_virial_of_plain_dynamics(tmp_path: Path) -> None:
