@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BAROSTATTED = {"npt", "nst", "scnpt"}
 VIRIAL_WORDS = ("pressure", "stress", "virial", "vir_")
+NO_VIRIAL_WORDS = {"virial_fq"}  # forces times positions
 COMPONENT_WORDS = {"vir_component", "vir_component_raw"}  # of one <force>, whose mts_weights are not applied
 
 
@@ -238,7 +239,7 @@ def _virial_outputs(simulation: Any) -> Mapping[int | None, Sequence[str]]:
             word, _, arguments, named = getall(text)
             if word in COMPONENT_WORDS:
                 found[int(named.get("index", *arguments[:1]))].append(f"the output '{text}'")
-            elif word.startswith(VIRIAL_WORDS):
+            elif word.startswith(VIRIAL_WORDS) and word not in NO_VIRIAL_WORDS:
                 found[None].append(f"the output '{text}'")
     return found
 

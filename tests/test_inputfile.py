@@ -288,6 +288,10 @@ def test_the_virial_of_a_force_that_cancels_is_read_by_barostats_and_by_outputs_
     assert (list(fast.virial_readers), list(slow.virial_readers)) == (of_fast, of_slow)
 
 
+def test_forces_times_positions_are_no_virial(tmp_path: Path) -> None:
+    assert read_input(write(tmp_path, properties="step, virial_fq(ref.dat)")).sockets[0].virial_readers == ()
+
+
 def test_nobody_reads_the_virial_of_plain_dynamics(tmp_path: Path) -> None:
     assert read_input(write(tmp_path)).sockets[0].virial_readers == ()
 
