@@ -56,7 +56,8 @@ class _Component:
     forcefield: str
     n_beads: int
     weights: tuple[float, ...]  # weight x mts_weights, outer level first
-    virial_readers: tuple[str, ...]  # outputs of its virial alone
+    virial_readers: tuple[str, ...] = ()  # outputs of its virial alone
+    is_bias: bool = False  # evaluated after the forces, and in no output of the virial
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +217,13 @@ def _read_system(
         )
         for index, (_, component) in enumerate(system.forces.extra)
     )
+    biases = tuple(
+        _Component(component.forcefield.fetch(), component.nbeads.fetch() or n_beads, (1.0,), is_bias=True)
+        for _, component in system.ensemble.bias.extra
+    )
     template = initialized_template(system, path, folder)
-    return _System(components, template, tuple(_barostats(system.motion)), tuple(outputs.get(None, ())))
+    barostats = tuple(_barostats(system.motion))
+    return _System((*components, *biases), template, barostats, tuple(outputs.get(None, ())))
 
 
 def _barostats(motion: Any) -> Iterator[str]:
@@ -278,7 +284,7 @@ def _socket_spec(
 
 def _virial_readers(users: Sequence[tuple[_System, _Component]]) -> Iterator[str]:
     """Barostats read the virial of each level of multiple time stepping, outputs that of a component, or of the total."""
-    counts = _has_weight([component for _, component in users])
+    counts = _has_weight([component for _, component in users if not component.is_bias])
     for system, component in users:
         yield from system.barostats
         yield from component.virial_readers
@@ -286,12 +292,13 @@ def _virial_readers(users: Sequence[tuple[_System, _Component]]) -> Iterator[str
 
 
 def _most_at_once(components: Sequence[_Component]) -> int:
-    """Beads of all components that act on one level of multiple time stepping, on the level where they are most."""
-    levels = range(max(len(component.weights) for component in components))
-    acting = ([each for each in components if any(each.weights[level : level + 1])] for level in levels)
-    return max(sum(each.n_beads for each in some) for some in acting) or max(
-        each.n_beads for each in components
-    )
+    """Beads of all components that act together, on a level of multiple time stepping or as biases, where they are most."""
+    acting: dict[tuple[bool, int], int] = defaultdict(int)
+    for each in components:
+        for level, weight in enumerate(each.weights):
+            if weight:
+                acting[each.is_bias, level] += each.n_beads
+    return max(acting.values(), default=0) or max(each.n_beads for each in components)
 
 
 def _has_weight(components: Sequence[_Component]) -> bool:

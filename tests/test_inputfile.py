@@ -24,6 +24,7 @@ H 0.0 1.0 0.0
 """
 SOCKET = '<ffsocket name="ff" mode="unix"><address>here</address></ffsocket>'
 FILE = '<file mode="xyz"> water.xyz </file>'
+NPT = '<dynamics mode="npt"><barostat mode="isotropic"/></dynamics>'
 VELOCITIES = '<velocities mode="thermal" units="kelvin"> 300 </velocities>'
 
 
@@ -35,13 +36,15 @@ def write(
     initialize: str = FILE,
     forces: str = '<force forcefield="ff"/>',
     n_beads: int = 1,
+    ensemble: str = "",
     dynamics: str = '<dynamics mode="nve"/>',
     properties: str = "step, conserved",
     attributes: str = "",
 ) -> Path:
     (folder / "water.xyz").write_text(XYZ)
     start = f'<initialize nbeads="{n_beads}">{initialize}{VELOCITIES}</initialize>'
-    whole = f'<system>{system or start}<forces>{forces}</forces><motion mode="dynamics">{dynamics}</motion></system>'
+    motion = f'<motion mode="dynamics">{dynamics}</motion>'
+    whole = f"<system>{system or start}<forces>{forces}</forces>{ensemble}{motion}</system>"
     output = f'<output prefix="out"><properties filename="out"> [ {properties} ] </properties></output>'
     path = folder / "input.xml"
     path.write_text(f"<simulation {attributes}>{output}{forcefields}{whole}</simulation>")
@@ -175,6 +178,26 @@ def test_a_socket_that_no_force_uses_is_left_alone(tmp_path: Path) -> None:
     assert spec.name == "ff"
 
 
+def test_a_socket_of_a_bias_is_served_and_barostats_read_its_virial(tmp_path: Path) -> None:
+    wall = SOCKET.replace('ff"', 'wall"').replace("here", "there")
+    changes = {
+        "forcefields": SOCKET + wall,
+        "ensemble": '<ensemble><bias><force forcefield="wall"/><force forcefield="wall" nbeads="2"/></bias></ensemble>',
+        "properties": "step, pressure_cv",
+    }
+    forces, bias = read_input(write(tmp_path, n_beads=8, **changes)).sockets  # type: ignore[arg-type]
+    assert (forces.n_requests, bias.n_requests) == (8, 10)
+    assert (bias.name, bias.virial_readers) == ("wall", ())
+    _, bias = read_input(write(tmp_path, dynamics=NPT, **changes)).sockets  # type: ignore[arg-type]
+    assert bias.virial_readers == ("the npt ensemble",)
+
+
+def test_a_bias_on_the_socket_of_the_forces_is_asked_for_after_them(tmp_path: Path) -> None:
+    ensemble = '<ensemble><bias><force forcefield="ff"/></bias></ensemble>'
+    (spec,) = read_input(write(tmp_path, n_beads=8, ensemble=ensemble)).sockets
+    assert spec.n_requests == 8
+
+
 def test_levels_of_one_socket_do_not_add_up(tmp_path: Path) -> None:
     forces = (
         '<force forcefield="ff"><mts_weights>[0, 1]</mts_weights></force>'
@@ -250,16 +273,13 @@ def test_replicas_from_a_system_template_add_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reader"),
     [
-        ({"dynamics": '<dynamics mode="npt"><barostat mode="isotropic"/></dynamics>'}, "the npt ensemble"),
+        ({"dynamics": NPT}, "the npt ensemble"),
         ({"properties": "step, pressure_cv{bar}"}, "the output 'pressure_cv{bar}'"),
         ({"properties": "step, stress_md{bar}(xx)"}, "the output 'stress_md{bar}(xx)'"),
     ],
 )
 def test_whoever_reads_the_virial_is_found(tmp_path: Path, changes: dict[str, str], reader: str) -> None:
     assert reader in read_input(write(tmp_path, **changes)).sockets[0].virial_readers  # type: ignore[arg-type]
-
-
-NPT = '<dynamics mode="npt"><barostat mode="isotropic"/></dynamics>'
 
 
 @pytest.mark.parametrize(
