@@ -103,15 +103,20 @@ def choose_start(input_path: Path) -> Start:
         _remember(input_path)
         return state
     _check_same_input(input_path, state.path)
-    continuation, fresh = (input_path.with_name(name) for name in (CONTINUATION, f".{CONTINUATION}.new"))
-    text = _with_total_steps(state.path.read_text(), files.total_steps)
+    continuation = input_path.with_name(CONTINUATION)
+    _replace(continuation, _with_total_steps(state.path.read_text(), files.total_steps))
+    return Start(continuation, state.step)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one go: what it held may be all that is left, and stays where there is no room for the new."""
+    fresh = path.with_name(f".{path.name.removeprefix('.')}.new")
     try:
         fresh.write_text(text)
-        fresh.replace(continuation)  # in one go: it may be the only state that is left
+        fresh.replace(path)
     except OSError:  # a full disk
         fresh.unlink(missing_ok=True)
         raise
-    return Start(continuation, state.step)
 
 
 def _with_total_steps(checkpoint: str, n_steps: int) -> str:
@@ -186,7 +191,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(input_path: Path, record: dict[str, Any]) -> None:
-    (input_path.parent / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    _replace(input_path.parent / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def _check_same_input(input_path: Path, checkpoint: Path) -> None:

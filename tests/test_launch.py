@@ -28,7 +28,14 @@ from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor, check_d
 from forceserver.models import BUNDLED
 from forceserver.processes import start_process
 from forceserver.progress import PropertiesTail, _Facts, show_progress
-from forceserver.restart import choose_start, forget_run, read_run_files, step_of
+from forceserver.restart import (
+    choose_start,
+    finished_before,
+    forget_run,
+    note_finished,
+    read_run_files,
+    step_of,
+)
 from forceserver.signals import StopRequest
 from launched import (
     TRAP,
@@ -367,21 +374,37 @@ def test_an_address_that_is_a_path_is_refused_before_anything_starts(place: Work
     assert not (place.path / "i-pi.log").exists()
 
 
+def write_on_a_full_disk(path: Path, text: str) -> int:
+    path.open("w").close()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_of_a_state(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_run(place, steps=STEPS)
     choose_start(path)
     write_state(place, "RESTART", 20)
-
-    def write_half(path: Path, text: str) -> int:
-        path.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(Path, "write_text", write_on_a_full_disk)
     with pytest.raises(ForceServerError, match=r"cannot go on in .*: No space left on device .* make room"):
         supervise(path)
     assert not list(place.path.glob(".CONTINUE*"))
+
+
+def test_a_full_disk_does_not_cost_the_record_of_the_input(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(place, steps=STEPS)
+    choose_start(path)
+    write_state(place, "RESTART", 20)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", write_on_a_full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            note_finished(path, "converged")
+    assert choose_start(path).step == 20
+    note_finished(path, "converged")
+    assert finished_before(path) == "converged"
+    assert not list(place.path.glob(".*.new"))
 
 
 @pytest.mark.slow
