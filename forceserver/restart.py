@@ -128,10 +128,10 @@ def _with_total_steps(checkpoint: str, n_steps: int) -> str:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step at which a checkpoint stands; None where there is none, or only the first half of one."""
+    """The step at which a checkpoint stands; None where there is none, or the first half of one, or no text."""
     try:
         text = checkpoint.read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
     match = STEP.search(text)
     return int(match[1]) if match and text.rstrip().endswith("</simulation>") else None

@@ -717,6 +717,17 @@ def test_half_a_checkpoint_is_no_state_and_the_last_continuation_stands_in(place
     assert choose_start(path).step == 20
 
 
+def test_a_checkpoint_with_bytes_that_are_no_text_is_no_state(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS)
+    choose_start(path)
+    write_state(place, "RESTART", 20)
+    choose_start(path)
+    restart = place.path / "RESTART"
+    restart.write_bytes(restart.read_bytes().replace(b"<total", b"\xff\xfe\x80<total"))
+    assert step_of(restart) is None
+    assert choose_start(path).step == 20
+
+
 def test_a_changed_input_is_refused_and_fresh_puts_the_old_states_aside(place: Workplace) -> None:
     path = write_run(place, steps=STEPS, checkpoint=True)
     choose_start(path)
