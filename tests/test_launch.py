@@ -637,6 +637,37 @@ def test_a_run_that_was_given_a_new_server_may_be_silent_for_a_while_and_no_long
     assert not pulse.has_stopped()
 
 
+def test_how_long_rows_take_is_known_after_two_of_one_attempt_and_never_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("forceserver.launch.time.monotonic", lambda: now[0])
+    pulse = Pulse(None)
+
+    def is_given_up_after(seconds: float) -> bool:
+        pulse.expect_a_beat()
+        now[0] += seconds
+        return pulse.has_stopped()
+
+    assert not is_given_up_after(1e6)  # the model loads
+    pulse.start()
+    now[0] += 5.0
+    pulse.beat()  # step 0
+    assert not is_given_up_after(1e6)  # the first steps are done, nobody knows how fast
+    for _ in range(2):
+        pulse.start()
+        now[0] += 5.0
+        pulse.beat()
+    now[0] += 95.0
+    assert not is_given_up_after(5.0)
+    pulse.beat()  # 100 s after the row before, whatever happened in between
+    assert not is_given_up_after(299.0)
+    assert is_given_up_after(301.0)
+    pulse.start()
+    assert not is_given_up_after(299.0)
+    assert is_given_up_after(301.0)
+
+
 # The folder of a run, without any process.
 
 
