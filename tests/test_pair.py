@@ -10,6 +10,7 @@ import torch
 
 from forceserver.errors import UsageError
 from forceserver.evaluate import Evaluator
+from forceserver.neighbors import NeighborStatistics
 from forceserver.potentials import load_potential
 from forceserver.potentials.contract import assert_keeps_contract, check_potential
 from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, Potential
@@ -157,6 +158,18 @@ def test_any_image_will_do_for_a_pair_if_it_does_for_both() -> None:
     assert PairedPotential(free, free).capabilities.any_image
     assert not PairedPotential(free, fixed).capabilities.any_image
     assert not PairedPotential(fixed, free).capabilities.any_image
+
+
+def test_the_neighbour_lists_of_a_pair_are_those_of_its_members() -> None:
+    def keeping(builds: int, reuses: int, seconds: float) -> Spy:
+        spy = Spy(load_potential(FIRST))
+        spy.neighbor_statistics = NeighborStatistics(builds, reuses, seconds)  # type: ignore[attr-defined]
+        return spy
+
+    without, one, other = Spy(load_potential(FIRST)), keeping(1, 20, 0.5), keeping(2, 30, 0.25)
+    assert PairedPotential(one, other).neighbor_statistics == NeighborStatistics(3, 50, 0.75)
+    assert PairedPotential(without, one).neighbor_statistics == one.neighbor_statistics  # type: ignore[attr-defined]
+    assert PairedPotential(without, without).neighbor_statistics is None
 
 
 def test_capabilities_are_composed() -> None:

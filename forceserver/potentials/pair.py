@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from forceserver.errors import UsageError
+from forceserver.neighbors import NeighborStatistics
 from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, Potential, brought_back
 from forceserver.structures import CONSERVATIVE, DIRECT, ForceKind
 
@@ -44,6 +45,13 @@ class PairedPotential:
     @property
     def capabilities(self) -> Capabilities:
         return self._capabilities
+
+    @property
+    def neighbor_statistics(self) -> NeighborStatistics | None:
+        """What the neighbour lists of both have cost so far; None where neither keeps any."""
+        members = [getattr(each, "neighbor_statistics", None) for each in (self._conservative, self._direct)]
+        held: list[NeighborStatistics] = [each for each in members if each is not None]
+        return sum(held[1:], held[0]) if held else None
 
     def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
         """Evaluate each model for what is wanted of it; see the class for the energy that comes with direct forces."""
