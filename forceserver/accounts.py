@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from forceserver.errors import UsageError
 if TYPE_CHECKING:
     from forceserver.bookkeeping import ServeStatistics
     from forceserver.evaluate import Evaluator
+
+log = logging.getLogger(__name__)
 
 
 def account(served: ServeStatistics, evaluator: Evaluator) -> dict[str, Any]:
@@ -58,14 +61,17 @@ def claim_report(path: Path | None) -> None:
 
 @contextmanager
 def keep_accounts(path: Path | None, served: ServeStatistics, evaluator: Evaluator) -> Iterator[None]:
-    """Append an account to the file at the end, and at every SIGUSR1 until then. Without a path, nothing."""
+    """Append an account to the file at the end, and at every SIGUSR1 until then, if that can be done. Without a path, nothing."""
     if path is None:
         yield
         return
 
     def write(number: int = 0, frame: FrameType | None = None) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps(account(served, evaluator)) + "\n")
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(account(served, evaluator)) + "\n")
+        except OSError as error:  # a full disk: no reason to end a simulation
+            log.warning("cannot write the report %s: %s", path, error.strerror)
 
     previous = signal.signal(signal.SIGUSR1, write)
     try:

@@ -92,7 +92,9 @@ class Connection:
             patience = deadline - time.monotonic()
             if patience <= 0:
                 return
-            select.select([self], [self] if self.has_unsent else [], [], patience)
+            readiness = select.poll()  # `select.select` takes no descriptor beyond 1023
+            readiness.register(self, select.POLLIN | (select.POLLOUT if self.has_unsent else 0))
+            readiness.poll(1e3 * patience)
             data = self._stream.receive()
             if data == b"":
                 return

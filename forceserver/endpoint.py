@@ -102,11 +102,11 @@ class Endpoint:
                 self._postpone(now)
                 break
             opened.append(Connection(self, stream))
+            self.connections.append(opened[-1])  # at once: the next attempt may raise
             self._n_missing -= 1
             self._pause, self._queued_at = SHORTEST_PAUSE, None
             self.greeting_due = now + GREETING_SECONDS
             self._was_connected = True
-        self.connections += opened
         return opened
 
     def redial(self, reason: str) -> None:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 BAROSTATTED = {"npt", "nst", "scnpt"}
 VIRIAL_WORDS = ("pressure", "stress", "virial", "vir_")
+NO_VIRIAL_WORDS = {"virial_fq"}  # forces times positions
+COMPONENT_WORDS = {"vir_component", "vir_component_raw"}  # of one <force>, whose mts_weights are not applied
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,6 @@ class SocketSpec:
     n_requests: int | None  # structures that i-PI asks for at once, at most; None: unknown
     template: Template  # of the systems that use this socket, which must be alike
     virial_readers: tuple[str, ...] = ()  # what in the input reads the virial of this socket, in words
-    moves_cell: bool = False  # whether a barostat is among them
-    has_weight: bool = (
-        True  # False where the weights of its components cancel, as those of the fast force in MTS
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +56,8 @@ class _Component:
     forcefield: str
     n_beads: int
     weights: tuple[float, ...]  # weight x mts_weights, outer level first
+    virial_readers: tuple[str, ...] = ()  # outputs of its virial alone
+    is_bias: bool = False  # evaluated after the forces, and in no output of the virial
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class _System:
     components: tuple[_Component, ...]
     template: Template
     barostats: tuple[str, ...]
-    virial_readers: tuple[str, ...]  # barostats and outputs
+    virial_readers: tuple[str, ...]  # outputs of the total
 
 
 def read_input(
@@ -89,7 +89,8 @@ def read_input(
             f"{path} has no <ffsocket>: i-PI would not listen to any force server. Add "
             '<ffsocket name="forces" mode="unix"><address>NAME</address></ffsocket>'
         )
-    outputs = tuple(_output_words(simulation))
+    with _refusals_named(path):
+        outputs = _virial_outputs(simulation)
     systems = [_read_system(system, path, folder, outputs) for system in systems_of(simulation, path)]
     specs = [_socket_spec(names, forcefield, systems, prefix, path) for names, forcefield in forcefields]
     sockets = tuple(spec for spec in specs if spec is not None)
@@ -201,7 +202,9 @@ def _instances(template: Any, path: Path) -> Iterator[Any]:
         yield system
 
 
-def _read_system(system: Any, path: Path, folder: Path | None, outputs: tuple[str, ...]) -> _System:
+def _read_system(
+    system: Any, path: Path, folder: Path | None, outputs: Mapping[int | None, Sequence[str]]
+) -> _System:
     n_beads = system.initialize.nbeads.fetch() if system.initialize._explicit else system.beads.nbeads.fetch()
     components = tuple(
         _Component(
@@ -210,12 +213,17 @@ def _read_system(system: Any, path: Path, folder: Path | None, outputs: tuple[st
             weights=tuple(
                 float(weight) for weight in component.weight.fetch() * component.mts_weights.fetch()
             ),
+            virial_readers=tuple(outputs.get(index, ())),
         )
-        for _, component in system.forces.extra
+        for index, (_, component) in enumerate(system.forces.extra)
+    )
+    biases = tuple(
+        _Component(component.forcefield.fetch(), component.nbeads.fetch() or n_beads, (1.0,), is_bias=True)
+        for _, component in system.ensemble.bias.extra
     )
     template = initialized_template(system, path, folder)
     barostats = tuple(_barostats(system.motion))
-    return _System(components, template, barostats, (*barostats, *outputs))
+    return _System((*components, *biases), template, barostats, tuple(outputs.get(None, ())))
 
 
 def _barostats(motion: Any) -> Iterator[str]:
@@ -227,13 +235,19 @@ def _barostats(motion: Any) -> Iterator[str]:
             yield from _barostats(inner)
 
 
-def _output_words(simulation: Any) -> Iterator[str]:
-    """Properties in the outputs that are made of the virial."""
+def _virial_outputs(simulation: Any) -> Mapping[int | None, Sequence[str]]:
+    """Properties in the outputs that are made of the virial, in words: {index of the component, None for the total: outputs}."""
+    from ipi.engine.properties import getall
+
+    found: dict[int | None, list[str]] = defaultdict(list)
     for tag, output in simulation.output.extra:
-        if tag == "properties":
-            for word in output.fetch().outlist:
-                if any(word.startswith(virial_word) for virial_word in VIRIAL_WORDS):
-                    yield f"the output '{word}'"
+        for text in output.fetch().outlist if tag == "properties" else ():
+            word, _, arguments, named = getall(text)
+            if word in COMPONENT_WORDS:
+                found[int(named.get("index", *arguments[:1]))].append(f"the output '{text}'")
+            elif word.startswith(VIRIAL_WORDS) and word not in NO_VIRIAL_WORDS:
+                found[None].append(f"the output '{text}'")
+    return found
 
 
 def _socket_spec(
@@ -264,21 +278,27 @@ def _socket_spec(
         batch_size=batch_size,
         n_requests=_most_at_once(components),
         template=templates[0],
-        virial_readers=tuple(
-            dict.fromkeys(reader for system, _ in users for reader in system.virial_readers)
-        ),
-        moves_cell=any(system.barostats for system, _ in users),
-        has_weight=_has_weight(components),
+        virial_readers=tuple(dict.fromkeys(_virial_readers(users))),
     )
+
+
+def _virial_readers(users: Sequence[tuple[_System, _Component]]) -> Iterator[str]:
+    """Barostats read the virial of each level of multiple time stepping, outputs that of a component, or of the total."""
+    counts = _has_weight([component for _, component in users if not component.is_bias])
+    for system, component in users:
+        yield from system.barostats
+        yield from component.virial_readers
+        yield from system.virial_readers if counts else ()
 
 
 def _most_at_once(components: Sequence[_Component]) -> int:
-    """Beads of all components that act on one level of multiple time stepping, on the level where they are most."""
-    levels = range(max(len(component.weights) for component in components))
-    acting = ([each for each in components if any(each.weights[level : level + 1])] for level in levels)
-    return max(sum(each.n_beads for each in some) for some in acting) or max(
-        each.n_beads for each in components
-    )
+    """Beads of all components that act together, on a level of multiple time stepping or as biases, where they are most."""
+    acting: dict[tuple[bool, int], int] = defaultdict(int)
+    for each in components:
+        for level, weight in enumerate(each.weights):
+            if weight:
+                acting[each.is_bias, level] += each.n_beads
+    return max(acting.values(), default=0) or max(each.n_beads for each in components)
 
 
 def _has_weight(components: Sequence[_Component]) -> bool:

@@ -66,30 +66,40 @@ class Pulse:
     """When the run last wrote a row of output, and whether it has been silent for too long.
 
     An i-PI that loses a server in order goes on with the next one, but where both meet in the wrong moment it hangs. So after a
-    server was replaced the run may be silent for three times as long as it ever was, loading the model included.
+    server was replaced the run may be silent for three times as long as it ever took to a row, loading the model included. What
+    it takes from row to row is not known before an attempt has written two: until then it may be silent for as long as it likes.
     """
 
     def __init__(self, limit_seconds: float | None) -> None:
+        self.is_suspect = False  # a server was replaced, and no row has come since
         self._limit = limit_seconds
-        self._last = time.monotonic()
-        self._longest = 0.0
-        self._is_suspect = False
+        self._longest = 0.0  # to a row, of all attempts
+        self._knows_its_pace = False
+        self.start()
+
+    def start(self) -> None:
+        """An attempt begins."""
+        self._last = self._last_row = time.monotonic()
+        self._has_row = self.is_suspect = False
 
     @property
     def silence(self) -> float:
         return time.monotonic() - self._last
 
     def beat(self) -> None:
-        self._longest = max(self._longest, self.silence)
-        self._last, self._is_suspect = time.monotonic(), False
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._last_row)
+        self._knows_its_pace |= self._has_row  # i-PI writes the row of step 0 before it does any
+        self._last = self._last_row = now
+        self._has_row, self.is_suspect = True, False
 
     def expect_a_beat(self) -> None:
         """A server was replaced: the run should go on as soon as the new one has loaded its model."""
-        self._last, self._is_suspect = time.monotonic(), True
+        self._last, self.is_suspect = time.monotonic(), True
 
     def has_stopped(self) -> bool:
         limits = [] if self._limit is None else [self._limit]
-        if self._is_suspect:
+        if self.is_suspect and self._knows_its_pace:
             limits.append(max(LEAST_PATIENCE_SECONDS, 3.0 * self._longest))
         return bool(limits) and self.silence > min(limits)
 
@@ -112,6 +122,7 @@ class Supervisor:
         self._watch = watch
         self._furthest = -1  # step; -1: not a single evaluation so far
         self._n_failures = 0  # since the furthest step was reached
+        self._pulse = Pulse(options.stall_seconds)
         limit = options.time_limit_seconds
         self._deadline = None if limit is None else time.monotonic() + limit
 
@@ -163,7 +174,8 @@ class Supervisor:
 
     def _watch_over(self, attempt: Attempt, files: RunFiles) -> Ending:
         tail = PropertiesTail(files.properties[0]) if files.properties else None
-        pulse = Pulse(self._options.stall_seconds)
+        pulse = self._pulse
+        pulse.start()
         while attempt.ipi.poll() is None and not attempt.all_servers_said_goodbye():
             select.select([self._stop], [], [], POLL_SECONDS)
             if self._stop.reason or (self._deadline is not None and time.monotonic() > self._deadline):
@@ -176,7 +188,7 @@ class Supervisor:
                 self._watch(tail.step, tail)
             if tail is not None and pulse.has_stopped():
                 self._fail(f"no step was written for {pulse.silence:.0f} s")
-                attempt.end(servers_answer=False)
+                attempt.end(servers_answer=pulse.is_suspect)  # it is i-PI that is suspected then
                 return Ending.FAILED
             for number, code in attempt.failed_servers():
                 if attempt.ipi.poll() is not None:

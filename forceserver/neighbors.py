@@ -86,6 +86,11 @@ class NeighborStatistics:
     reuses: int = 0
     seconds: float = 0.0  # of all threads together
 
+    def __add__(self, other: NeighborStatistics) -> NeighborStatistics:
+        return NeighborStatistics(
+            self.builds + other.builds, self.reuses + other.reuses, self.seconds + other.seconds
+        )
+
 
 @dataclass(frozen=True)
 class _Kind:

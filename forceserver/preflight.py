@@ -94,9 +94,7 @@ def _check_species(spec: SocketSpec, capabilities: Capabilities) -> None:
 def _check_virial(
     role: ForceRole, spec: SocketSpec, capabilities: Capabilities, virial: VirialSource
 ) -> None:
-    # A barostat reads the virial of each level of multiple time stepping, an output that of the total, in which weights cancel.
-    is_read = bool(spec.virial_readers) and (spec.has_weight or spec.moves_cell)
-    if not is_read or not lacks_virial(role, capabilities, virial, spec.template):
+    if not spec.virial_readers or not lacks_virial(role, capabilities, virial, spec.template):
         return
     serve_other = "serve the conservative virial with them (--virial conservative), or "
     remedy = (

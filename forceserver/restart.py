@@ -116,8 +116,8 @@ def choose_start(input_path: Path) -> Start:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file in one go: what stood there may be the only state that is left."""
-    fresh = path.with_name(f".{path.name}.new")
+    """Write a file in one go: what it held may be all that is left, and stays where there is no room for the new."""
+    fresh = path.with_name(f".{path.name.removeprefix('.')}.new")
     try:
         fresh.write_text(text)
         fresh.replace(path)
@@ -135,10 +135,10 @@ def _with_total_steps(checkpoint: str, n_steps: int) -> str:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step at which a checkpoint stands; None where there is none, or only the first half of one."""
+    """The step at which a checkpoint stands; None where there is none, or the first half of one, or no text."""
     try:
         text = checkpoint.read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
     match = STEP.search(text)
     return int(match[1]) if match and text.rstrip().endswith("</simulation>") else None

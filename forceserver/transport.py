@@ -231,7 +231,12 @@ def _describe(code: int, address: Address) -> str:
 
 def _new_socket(address: Address) -> socket.socket:
     family = socket.AF_UNIX if isinstance(address, UnixAddress) else socket.AF_INET
-    fresh = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        fresh = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise UsageError(
+            f"no socket can be had for {address}: {error.strerror}; raise the limit (ulimit -n), or have fewer with --connections"
+        ) from None
     fresh.setblocking(False)
     return fresh
 

@@ -54,11 +54,12 @@ def test_water_pet_serves_real_ipi_by_its_name() -> None:
         assert served(place.read("server.log"))[0].startswith("4 conservative")
 
 
-@pytest.mark.parametrize("shift", [0.3, 1e5])
-def test_single_precision_loses_nothing_on_atoms_that_have_wandered_off(shift: float) -> None:
+@pytest.mark.parametrize(("shift", "is_slab"), [(0.3, False), (1e5, False), (0.3, True)])
+def test_single_precision_loses_nothing_on_atoms_that_have_wandered_off(shift: float, is_slab: bool) -> None:
     """i-PI does not always wrap, and far from the origin float32 has no digits left for the place in the cell."""
     box, random = water64(), np.random.default_rng(3)
-    laps = random.integers(-1000, 1000, box.positions.shape)
+    box = replace(box, pbc=np.array([True, True, not is_slab]))
+    laps = random.integers(-1000, 1000, box.positions.shape) * box.pbc
     away = replace(box, positions=box.positions + laps @ box.cell + shift)
     evaluator = Evaluator({DEFAULT_MODEL: load_potential("water-pet")})
     here, there = (evaluator.evaluate([(each, ForceRole(1.0))])[0] for each in (box, away))

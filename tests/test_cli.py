@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,13 @@ from pathlib import Path
 import pytest
 
 from forceserver import cli
+from forceserver.accounts import keep_accounts
+from forceserver.bookkeeping import ServeStatistics
+from forceserver.evaluate import Evaluator
+from forceserver.logs import start_logging
 from forceserver.openmp import USERS_CHOICES
 from real_ipi import BIN, WATER64, Socket, Workplace, free_port, workplace
+from spring import Spring
 
 
 @pytest.fixture
@@ -186,6 +192,14 @@ def test_who_asks_for_the_account_too_early_ends_nothing(place: Workplace) -> No
     assert done.returncode == 1, done.stderr
     assert "nobody listens" in done.stderr
     assert json.loads((place.path / "report.json").read_text())["n_requests"] == 0
+
+
+def test_a_report_that_cannot_be_written_is_said_and_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    start_logging()
+    with keep_accounts(Path("/dev/full"), ServeStatistics(), Evaluator({"default": Spring()})):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    line = "forceserver: cannot write the report /dev/full: No space left on device\n"
+    assert capsys.readouterr().err == 2 * line
 
 
 @pytest.mark.parametrize(

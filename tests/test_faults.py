@@ -461,6 +461,21 @@ def test_a_peer_that_falls_silent_in_the_middle_of_a_message_does_not_keep_the_s
         assert not thread.is_alive()
 
 
+@pytest.fixture(params=[0, 1024], ids=["few files", "many files"])
+def other_open_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The next descriptor is then one that `select.select` does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if request.param and hard < 2048:
+        pytest.skip(f"the system allows no more than {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(request.param)]
+    yield
+    for each in descriptors:
+        os.close(each)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("other_open_files")
 def test_forces_that_were_promised_are_delivered_before_the_server_stops() -> None:
     """Without consolidated messages i-PI asks first (HAVEDATA) and collects later, and waits for ever on who left in between."""
     servers = []

@@ -26,6 +26,7 @@ H 0.0 1.0 0.0
 """
 SOCKET = '<ffsocket name="ff" mode="unix"><address>here</address></ffsocket>'
 FILE = '<file mode="xyz"> water.xyz </file>'
+NPT = '<dynamics mode="npt"><barostat mode="isotropic"/></dynamics>'
 VELOCITIES = '<velocities mode="thermal" units="kelvin"> 300 </velocities>'
 
 
@@ -37,13 +38,15 @@ def write(
     initialize: str = FILE,
     forces: str = '<force forcefield="ff"/>',
     n_beads: int = 1,
+    ensemble: str = "",
     dynamics: str = '<dynamics mode="nve"/>',
     properties: str = "step, conserved",
     attributes: str = "",
 ) -> Path:
     (folder / "water.xyz").write_text(XYZ)
     start = f'<initialize nbeads="{n_beads}">{initialize}{VELOCITIES}</initialize>'
-    whole = f'<system>{system or start}<forces>{forces}</forces><motion mode="dynamics">{dynamics}</motion></system>'
+    motion = f'<motion mode="dynamics">{dynamics}</motion>'
+    whole = f"<system>{system or start}<forces>{forces}</forces>{ensemble}{motion}</system>"
     output = f'<output prefix="out"><properties filename="out"> [ {properties} ] </properties></output>'
     path = folder / "input.xml"
     path.write_text(f"<simulation {attributes}>{output}{forcefields}{whole}</simulation>")
@@ -62,16 +65,18 @@ def test_an_inet_socket_has_a_host_and_a_port(tmp_path: Path) -> None:
     assert read_input(write(tmp_path, forcefields=inet)).sockets[0].address == InetAddress("node7", 31415)
 
 
+FAST_AND_SLOW = (
+    '<ffsocket name="fast" mode="unix"><address>a</address><parameters>{forces: direct}</parameters></ffsocket>'
+    '<ffsocket name="slow" mode="unix"><address>b</address><batch_size>4</batch_size></ffsocket>'
+)
+LEVELS = (
+    '<force forcefield="fast"><mts_weights>[-1, 1]</mts_weights></force>'
+    '<force forcefield="slow" nbeads="2"><mts_weights>[1, 0]</mts_weights></force>'
+)
+
+
 def test_parameters_batch_size_and_beads_are_read(tmp_path: Path) -> None:
-    sockets = (
-        '<ffsocket name="fast" mode="unix"><address>a</address><parameters>{forces: direct}</parameters></ffsocket>'
-        '<ffsocket name="slow" mode="unix"><address>b</address><batch_size>4</batch_size></ffsocket>'
-    )
-    forces = (
-        '<force forcefield="fast"><mts_weights>[-1, 1]</mts_weights></force>'
-        '<force forcefield="slow" nbeads="2"><mts_weights>[1, 0]</mts_weights></force>'
-    )
-    fast, slow = read_input(write(tmp_path, forcefields=sockets, forces=forces, n_beads=8)).sockets
+    fast, slow = read_input(write(tmp_path, forcefields=FAST_AND_SLOW, forces=LEVELS, n_beads=8)).sockets
     assert (fast.name, dict(fast.parameters), fast.batch_size, fast.n_requests) == (
         "fast",
         {"forces": "direct"},
@@ -79,7 +84,6 @@ def test_parameters_batch_size_and_beads_are_read(tmp_path: Path) -> None:
         8,
     )
     assert (slow.name, dict(slow.parameters), slow.batch_size, slow.n_requests) == ("slow", {}, 4, 2)
-    assert (fast.has_weight, slow.has_weight) == (False, True)
 
 
 PDB = """CRYST1   10.000   10.000   10.000  90.00  90.00  90.00 P 1           1
@@ -176,14 +180,38 @@ def test_a_socket_that_no_force_uses_is_left_alone(tmp_path: Path) -> None:
     assert spec.name == "ff"
 
 
+def test_a_socket_of_a_bias_is_served_and_barostats_read_its_virial(tmp_path: Path) -> None:
+    wall = SOCKET.replace('ff"', 'wall"').replace("here", "there")
+    changes = {
+        "forcefields": SOCKET + wall,
+        "ensemble": '<ensemble><bias><force forcefield="wall"/><force forcefield="wall" nbeads="2"/></bias></ensemble>',
+        "properties": "step, pressure_cv",
+    }
+    forces, bias = read_input(write(tmp_path, n_beads=8, **changes)).sockets  # type: ignore[arg-type]
+    assert (forces.n_requests, bias.n_requests) == (8, 10)
+    assert (bias.name, bias.virial_readers) == ("wall", ())
+    _, bias = read_input(write(tmp_path, dynamics=NPT, **changes)).sockets  # type: ignore[arg-type]
+    assert bias.virial_readers == ("the npt ensemble",)
+
+
+def test_a_bias_on_the_socket_of_the_forces_is_asked_for_after_them(tmp_path: Path) -> None:
+    ensemble = '<ensemble><bias><force forcefield="ff"/></bias></ensemble>'
+    (spec,) = read_input(write(tmp_path, n_beads=8, ensemble=ensemble)).sockets
+    assert spec.n_requests == 8
+
+
 def test_levels_of_one_socket_do_not_add_up(tmp_path: Path) -> None:
     forces = (
         '<force forcefield="ff"><mts_weights>[0, 1]</mts_weights></force>'
         '<force forcefield="ff" nbeads="2"><mts_weights>[-1, 0]</mts_weights></force>'
     )
-    (spec,) = read_input(write(tmp_path, forces=forces, n_beads=8)).sockets
+    (spec,) = read_input(
+        write(tmp_path, forces=forces, n_beads=8, properties="step, pressure_cv{bar}")
+    ).sockets
     assert spec.n_requests == 8
-    assert spec.has_weight  # +1 on eight beads and -1 on two do not cancel
+    assert spec.virial_readers == (
+        "the output 'pressure_cv{bar}'",
+    )  # +1 on eight and -1 on two do not cancel
 
 
 def test_the_files_of_an_input_are_found_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +275,43 @@ def test_replicas_from_a_system_template_add_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reader"),
     [
-        ({"dynamics": '<dynamics mode="npt"><barostat mode="isotropic"/></dynamics>'}, "the npt ensemble"),
+        ({"dynamics": NPT}, "the npt ensemble"),
         ({"properties": "step, pressure_cv{bar}"}, "the output 'pressure_cv{bar}'"),
         ({"properties": "step, stress_md{bar}(xx)"}, "the output 'stress_md{bar}(xx)'"),
     ],
 )
 def test_whoever_reads_the_virial_is_found(tmp_path: Path, changes: dict[str, str], reader: str) -> None:
     assert reader in read_input(write(tmp_path, **changes)).sockets[0].virial_readers  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "of_fast", "of_slow"),
+    [
+        (
+            {"properties": "step, stress_md"},
+            [],
+            ["the output 'stress_md'"],
+        ),  # in the total its weights cancel
+        ({"dynamics": NPT}, ["the npt ensemble"], ["the npt ensemble"]),  # level by level
+        ({"properties": "step, vir_component(0)"}, ["the output 'vir_component(0)'"], []),
+        ({"properties": "step, vir_component(1; bead=0)"}, [], ["the output 'vir_component(1; bead=0)'"]),
+        (
+            {"properties": "step, vir_component_raw{megapascal}(bead=1; index=0)"},
+            ["the output 'vir_component_raw{megapascal}(bead=1; index=0)'"],
+            [],
+        ),
+    ],
+)
+def test_the_virial_of_a_force_that_cancels_is_read_by_barostats_and_by_outputs_of_it_alone(
+    tmp_path: Path, changes: dict[str, str], of_fast: list[str], of_slow: list[str]
+) -> None:
+    path = write(tmp_path, forcefields=FAST_AND_SLOW, forces=LEVELS, n_beads=8, **changes)  # type: ignore[arg-type]
+    fast, slow = read_input(path).sockets
+    assert (list(fast.virial_readers), list(slow.virial_readers)) == (of_fast, of_slow)
+
+
+def test_forces_times_positions_are_no_virial(tmp_path: Path) -> None:
+    assert read_input(write(tmp_path, properties="step, virial_fq(ref.dat)")).sockets[0].virial_readers == ()
 
 
 def test_nobody_reads_the_virial_of_plain_dynamics(tmp_path: Path) -> None:

@@ -28,7 +28,15 @@ from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor, check_d
 from forceserver.models import BUNDLED
 from forceserver.processes import start_process
 from forceserver.progress import PropertiesTail, _Facts, show_progress
-from forceserver.restart import choose_start, forget_run, note_origins, read_run_files, step_of
+from forceserver.restart import (
+    choose_start,
+    finished_before,
+    forget_run,
+    note_finished,
+    note_origins,
+    read_run_files,
+    step_of,
+)
 from forceserver.signals import StopRequest
 from launched import (
     TRAP,
@@ -367,21 +375,37 @@ def test_an_address_that_is_a_path_is_refused_before_anything_starts(place: Work
     assert not (place.path / "i-pi.log").exists()
 
 
+def write_on_a_full_disk(path: Path, text: str) -> int:
+    path.open("w").close()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_of_a_state(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_run(place, steps=STEPS)
     choose_start(path)
     write_state(place, "RESTART", 20)
-
-    def write_half(path: Path, text: str) -> int:
-        path.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(Path, "write_text", write_on_a_full_disk)
     with pytest.raises(ForceServerError, match=r"cannot go on in .*: No space left on device .* make room"):
         supervise(path)
     assert not list(place.path.glob(".CONTINUE*"))
+
+
+def test_a_full_disk_does_not_cost_the_record_of_the_input(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(place, steps=STEPS)
+    choose_start(path)
+    write_state(place, "RESTART", 20)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", write_on_a_full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            note_finished(path, "converged")
+    assert choose_start(path).step == 20
+    note_finished(path, "converged")
+    assert finished_before(path) == "converged"
+    assert not list(place.path.glob(".*.new"))
 
 
 @pytest.mark.slow
@@ -614,6 +638,37 @@ def test_a_run_that_was_given_a_new_server_may_be_silent_for_a_while_and_no_long
     assert not pulse.has_stopped()
 
 
+def test_how_long_rows_take_is_known_after_two_of_one_attempt_and_never_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("forceserver.launch.time.monotonic", lambda: now[0])
+    pulse = Pulse(None)
+
+    def is_given_up_after(seconds: float) -> bool:
+        pulse.expect_a_beat()
+        now[0] += seconds
+        return pulse.has_stopped()
+
+    assert not is_given_up_after(1e6)  # the model loads
+    pulse.start()
+    now[0] += 5.0
+    pulse.beat()  # step 0
+    assert not is_given_up_after(1e6)  # the first steps are done, nobody knows how fast
+    for _ in range(2):
+        pulse.start()
+        now[0] += 5.0
+        pulse.beat()
+    now[0] += 95.0
+    assert not is_given_up_after(5.0)
+    pulse.beat()  # 100 s after the row before, whatever happened in between
+    assert not is_given_up_after(299.0)
+    assert is_given_up_after(301.0)
+    pulse.start()
+    assert not is_given_up_after(299.0)
+    assert is_given_up_after(301.0)
+
+
 # The folder of a run, without any process.
 
 
@@ -690,6 +745,17 @@ def test_half_a_checkpoint_is_no_state_and_the_last_continuation_stands_in(place
     restart = write_state(place, "RESTART", 20)
     choose_start(path)
     restart.write_text(restart.read_text()[:40])  # i-PI was killed while it wrote
+    assert step_of(restart) is None
+    assert choose_start(path).step == 20
+
+
+def test_a_checkpoint_with_bytes_that_are_no_text_is_no_state(place: Workplace) -> None:
+    path = write_run(place, steps=STEPS)
+    choose_start(path)
+    write_state(place, "RESTART", 20)
+    choose_start(path)
+    restart = place.path / "RESTART"
+    restart.write_bytes(restart.read_bytes().replace(b"<total", b"\xff\xfe\x80<total"))
     assert step_of(restart) is None
     assert choose_start(path).step == 20
 

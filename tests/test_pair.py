@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from forceserver.errors import UsageError
+from forceserver.evaluate import Evaluator
+from forceserver.neighbors import NeighborStatistics
 from forceserver.potentials import load_potential
 from forceserver.potentials.contract import assert_keeps_contract, check_potential
 from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, Potential
 from forceserver.potentials.pair import PairedPotential
-from forceserver.structures import CONSERVATIVE, DIRECT, ForceKind
+from forceserver.structures import CONSERVATIVE, DEFAULT_MODEL, DIRECT, ForceKind, ForceRole
 from systems import lj_crystal
 
 BOTH = frozenset({CONSERVATIVE, DIRECT})
@@ -128,6 +132,44 @@ def test_each_model_computes_in_its_own_dtype(first_dtype: str, second_dtype: st
     exact = evaluate(load_potential(SECOND_WITH_HEAD)).direct
     assert exact is not None
     np.testing.assert_allclose(evaluation.direct.forces, exact.forces, atol=1e-5)
+
+
+@pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False)])
+@pytest.mark.parametrize("first_dtype", ["float32", "float64"])
+def test_atoms_that_have_wandered_off_are_brought_back_for_a_member_in_single_precision(
+    first_dtype: str, periodic: tuple[bool, bool, bool]
+) -> None:
+    members = [load_potential(FIRST, dtype=dtype) for dtype in (first_dtype, "float32")]  # type: ignore[arg-type]
+    pair = PairedPotential(
+        *(Spy(each, replace(each.capabilities, any_image=True)) for each in members)  # type: ignore[misc]
+    )
+    here = replace(CRYSTALS[0], pbc=np.array(periodic))
+    laps = np.random.default_rng(3).integers(-3000, 3000, here.positions.shape) * periodic
+    away = replace(here, positions=here.positions + laps @ here.cell)
+    evaluator = Evaluator({DEFAULT_MODEL: pair})
+    for role in (ForceRole(0.0), ForceRole(1.0)):
+        near, far = evaluator.evaluate([(here, role), (away, role)])
+        np.testing.assert_allclose(far.forces, near.forces, atol=1e-5)
+
+
+def test_any_image_will_do_for_a_pair_if_it_does_for_both() -> None:
+    model = load_potential(FIRST)
+    fixed, free = Spy(model, pretend()), Spy(model, pretend(any_image=True))
+    assert PairedPotential(free, free).capabilities.any_image
+    assert not PairedPotential(free, fixed).capabilities.any_image
+    assert not PairedPotential(fixed, free).capabilities.any_image
+
+
+def test_the_neighbour_lists_of_a_pair_are_those_of_its_members() -> None:
+    def keeping(builds: int, reuses: int, seconds: float) -> Spy:
+        spy = Spy(load_potential(FIRST))
+        spy.neighbor_statistics = NeighborStatistics(builds, reuses, seconds)  # type: ignore[attr-defined]
+        return spy
+
+    without, one, other = Spy(load_potential(FIRST)), keeping(1, 20, 0.5), keeping(2, 30, 0.25)
+    assert PairedPotential(one, other).neighbor_statistics == NeighborStatistics(3, 50, 0.75)
+    assert PairedPotential(without, one).neighbor_statistics == one.neighbor_statistics  # type: ignore[attr-defined]
+    assert PairedPotential(without, without).neighbor_statistics is None
 
 
 def test_capabilities_are_composed() -> None:

@@ -31,10 +31,6 @@ def test_a_model_without_a_direct_stress_is_refused_where_somebody_reads_the_vir
     check_role(ForceRole(1.0), npt, models, "conservative")
     check_role(ForceRole(0.0), npt, models)
     check_role(ForceRole(1.0), replace(npt, virial_readers=()), models)
-    fast = replace(npt, has_weight=False)  # the fast force of MTS counts for nothing in the total
-    check_role(ForceRole(1.0), fast, models)
-    with pytest.raises(UsageError, match="the npt ensemble reads it"):  # level by level
-        check_role(ForceRole(1.0), replace(fast, moves_cell=True), models)
 
 
 @pytest.mark.parametrize(

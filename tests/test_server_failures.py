@@ -24,7 +24,7 @@ from forceserver.errors import (
 from forceserver.evaluate import Evaluator
 from forceserver.potentials.interface import Batch, Evaluation
 from forceserver.structures import ForceKind
-from forceserver.transport import UnixAddress
+from forceserver.transport import Dialer, Stream, UnixAddress
 from peer import Peer, count_selects, make_server, scripted_ipi
 from spring import BOHR, CELL, Spring
 
@@ -204,6 +204,35 @@ def test_after_bad_forces_the_server_may_dial_again_but_not_for_ever(tmp_path: P
     with scripted_ipi(insist) as address:
         server = make_server(address, evaluator, [1], on_bad_forces="reconnect")
         with pytest.raises(BadForces, match="not finite"):  # and no word of i-PI, which is not to blame
+            server.run()
+
+
+def test_connections_that_stand_when_no_more_can_be_had_are_closed_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoken = threading.Event()
+
+    def script(peers: list[Peer]) -> None:
+        for peer in peers:
+            peer.send(fake_ipi.STATUS)
+        spoken.set()
+        for peer in peers:
+            assert peer.receive(1) == b""  # no reset
+
+    attempt, streams = Dialer.attempt, []
+
+    def attempt_twice(dialer: Dialer) -> Stream | None:
+        if len(streams) == 2:
+            assert spoken.wait(20)
+            raise UsageError("no socket can be had")
+        if stream := attempt(dialer):
+            streams.append(stream)
+        return stream
+
+    monkeypatch.setattr(Dialer, "attempt", attempt_twice)
+    with scripted_ipi(script, n_connections=2) as address:
+        server = make_server(address, Evaluator({"default": Spring()}), [1], n_connections=3)
+        with pytest.raises(UsageError, match="no socket can be had"):
             server.run()
 
 

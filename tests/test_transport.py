@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -95,3 +96,13 @@ def test_a_unix_socket_with_a_name_that_no_system_takes_is_refused_with_the_leng
         UsageError, match=r"has a path of 205 bytes, and at most 107 can be had; .* -S /tmp/ipi_"
     ):
         Dialer(UnixAddress("/tmp/" + "x" * 200)).attempt()
+
+
+def test_too_many_open_files_are_said_with_both_remedies() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(UsageError, match=r"/tmp/x: Too many open files; .*ulimit -n.*--connections"):
+            Dialer(UnixAddress("/tmp/x")).attempt()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -6,7 +6,7 @@ Units: eV and angstrom. Structures are concatenated, never padded: `atom_to_stru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -65,7 +65,7 @@ class BatchBuilder:
         """A batch of the structures in their order, their positions as they are: not every potential may wrap them."""
         constants = self._constants(structures)
         return Batch(
-            positions=self._move(_joined([self._positions(structure) for structure in structures])),
+            positions=self._move(self._positions(structures)),
             cells=self._moved_cells(structures),
             atomic_numbers=constants.atomic_numbers,
             atom_to_structure=constants.atom_to_structure,
@@ -73,14 +73,12 @@ class BatchBuilder:
             n_atoms=constants.n_atoms,
         )
 
-    def _positions(self, structure: Structure) -> FloatArray:
-        """With atoms that are far out brought back to the cell, if that changes nothing but their digits."""
-        positions, cell = structure.positions, structure.cell
+    def _positions(self, structures: Sequence[Structure]) -> FloatArray:
+        positions = _joined([structure.positions for structure in structures])
         if not self._brings_back or np.abs(positions).max() <= FAR:
             return positions
-        if not structure.pbc.all() or np.linalg.det(cell) == 0.0 or not np.isfinite(positions).all():
-            return positions
-        return positions - np.floor(positions @ np.linalg.inv(cell)) @ cell
+        exact = Batch.from_structures(structures, dtype=torch.float64, device=torch.device("cpu"))
+        return brought_back(exact).positions.numpy()
 
     def _move(self, array: FloatArray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -118,6 +116,20 @@ class BatchBuilder:
             n_atoms=n_atoms,
             owners=tuple((structure.atomic_numbers, structure.pbc) for structure in structures),
         )
+
+
+def brought_back(batch: Batch) -> Batch:
+    """The same, with atoms that are far out brought back to the cell along its periodic vectors: only their digits change."""
+    far = (batch.positions.abs().amax(dim=1) > FAR) & batch.positions.isfinite().all(dim=1)
+    if not bool(far.any()) or not bool(batch.cells.isfinite().all()):
+        return batch
+    # Each atom by itself: none may depend on what else is in the batch.
+    owners, away = batch.atom_to_structure[far], batch.positions[far]
+    periodic = batch.cells * batch.pbc[:, :, None]
+    laps = (away[:, :, None] * torch.linalg.pinv(periodic)[owners]).sum(dim=1).floor()
+    positions = batch.positions.clone()
+    positions[far] = away - (laps[:, :, None] * periodic[owners]).sum(dim=1)
+    return replace(batch, positions=positions)
 
 
 def _joined(arrays: Sequence[FloatArray]) -> FloatArray:

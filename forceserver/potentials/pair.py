@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from forceserver.errors import UsageError
-from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, Potential
+from forceserver.neighbors import NeighborStatistics
+from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, Potential, brought_back
 from forceserver.structures import CONSERVATIVE, DIRECT, ForceKind
 
 
@@ -45,6 +46,13 @@ class PairedPotential:
     def capabilities(self) -> Capabilities:
         return self._capabilities
 
+    @property
+    def neighbor_statistics(self) -> NeighborStatistics | None:
+        """What the neighbour lists of both have cost so far; None where neither keeps any."""
+        members = [getattr(each, "neighbor_statistics", None) for each in (self._conservative, self._direct)]
+        held: list[NeighborStatistics] = [each for each in members if each is not None]
+        return sum(held[1:], held[0]) if held else None
+
     def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
         """Evaluate each model for what is wanted of it; see the class for the energy that comes with direct forces."""
         first = second = None
@@ -63,6 +71,8 @@ class PairedPotential:
     def _evaluate(self, potential: Potential, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
         """Evaluate one of the two in its own dtype and on its own device, and bring the answer back."""
         theirs, ours = potential.capabilities, self._capabilities
+        if theirs.any_image and theirs.dtype is not ours.dtype:
+            batch = brought_back(batch)  # before far positions lose the digits that only ours has
         evaluation = potential(_move(batch, theirs.dtype, theirs.device), want)
         return Evaluation(
             energies=evaluation.energies.to(device=ours.device, dtype=ours.dtype),
@@ -93,6 +103,7 @@ def _combine(first: Capabilities, second: Capabilities) -> Capabilities:
         synthetic_direct=second.direct and second.synthetic_direct,
         shares_forward_pass=False,
         conservative_virial=first.conservative_virial,
+        any_image=first.any_image and second.any_image,
     )
 
 
