@@ -53,11 +53,12 @@ def read_by_ase(path: Path) -> Atoms:
     import ase.io
     from ase.data import atomic_numbers
 
-    atomic_numbers.update({isotope: atomic_numbers[element] for isotope, element in ISOTOPES.items()})
+    unknown = {isotope: atomic_numbers[own] for isotope, own in ISOTOPES.items() if isotope not in atomic_numbers}
+    atomic_numbers.update(unknown)
     try:
         return ase.io.read(path)
     finally:
-        for isotope in ISOTOPES:
+        for isotope in unknown:
             del atomic_numbers[isotope]
 
 
