@@ -53,7 +53,9 @@ def read_by_ase(path: Path) -> Atoms:
     import ase.io
     from ase.data import atomic_numbers
 
-    unknown = {isotope: atomic_numbers[own] for isotope, own in ISOTOPES.items() if isotope not in atomic_numbers}
+    unknown = {
+        isotope: atomic_numbers[own] for isotope, own in ISOTOPES.items() if isotope not in atomic_numbers
+    }
     atomic_numbers.update(unknown)
     try:
         return ase.io.read(path)
