@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -95,10 +96,13 @@ def launch(
             supervisor = Supervisor(input_path, options, stop, watch)
             ending = supervisor.run()
     except KeyboardInterrupt:  # once more after the first
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code is decided, however often it comes now
         _say(
             f"{input_path}: left while i-PI and its servers were ending; i-PI saves RESTART by itself, and {AGAIN}"
         )
         sys.exit(NOT_FINISHED)
+    if ending is Ending.INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     check_ending(ending, supervisor.reason)
     _say(f"{input_path}: {supervisor.reason}")
     if ending is Ending.INTERRUPTED:
