@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from forceserver.messages import Event, ForceReply
-from forceserver.protocol import Session, State
+from forceserver.protocol import Session
 from forceserver.structures import ForceRole
 from forceserver.transport import Stream
 
@@ -83,12 +83,12 @@ class Connection:
         return self._stream.send(answer) if answer else True
 
     def deliver(self, deadline: float) -> None:
-        """Hand over the forces that i-PI was promised with HAVEDATA: on a client that leaves then, it would wait for ever.
+        """Go on to the next moment at which i-PI can lose a client: forces that it was promised are handed over, positions taken.
 
         Args:
-            deadline: on `time.monotonic()`; an i-PI that does not take them until then gets none.
+            deadline: on `time.monotonic()`; an i-PI that does not do its part until then is left all the same.
         """
-        while self.flush() and (self._session.state is State.HAS_DATA or self.has_unsent):
+        while self.flush() and (self._session.is_relied_upon or self.has_unsent):
             patience = deadline - time.monotonic()
             if patience <= 0:
                 return

@@ -122,6 +122,7 @@ class Session:
         self._cell_bytes = b""
         self._cells: FloatArray = np.empty((0, 3, 3))
         self._last_header = b""
+        self._asked_before_positions = False
         self._n_probes = 0  # forces that were asked for along with their positions, and followed by STATUS
 
     def __repr__(self) -> str:
@@ -134,6 +135,18 @@ class Session:
     @property
     def batch_size(self) -> int:
         return self._batch_size
+
+    @property
+    def is_relied_upon(self) -> bool:
+        """Whether an i-PI of single messages would hang, or lose its polling thread, if we left at this moment.
+
+        So it is from HAVEDATA until it has forces and an answer to the STATUS that follows them: of a client that is lost in
+        between it reads on for ever, or goes on for ever asking whether it is free. And from READY to positions, if it asked
+        before these: nobody catches the broken pipe. Where it waits for an answer to STATUS otherwise, it asks another client.
+        """
+        if self._state is State.READY:
+            return self._asked_before_positions or self._last_header == Header.GETFORCE
+        return self._state is State.HAS_DATA
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes from the peer, cut anywhere.
@@ -236,6 +249,7 @@ class Session:
             self._n_probes = self._n_probes + 1 if header == Header.STATUS else 0
         elif header == Header.GETFORCE and self._last_header != Header.POSDATA:
             self._n_probes = -1
+        self._asked_before_positions = header == Header.STATUS and self._last_header != Header.GETFORCE
         self._last_header = header
 
     def _refuse(self, data: bytes) -> NoReturn:

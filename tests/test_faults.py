@@ -14,6 +14,7 @@ import socket as sockets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -490,7 +491,28 @@ def test_forces_that_were_promised_are_delivered_before_the_server_stops() -> No
         peers[0].send(fake_ipi.GETFORCE)
         _, forces, _ = peers[0].hear_forces(2)
         assert (forces < 0).all()
+        peers[0].send(
+            fake_ipi.STATUS
+        )  # to know whether the client is free: of one that is lost now it is asked for ever
+        assert peers[0].receive(12) == fake_ipi.READY
         assert peers[0].receive(1) == b""
+
+    with scripted_ipi(stop_in_between) as address:
+        servers.append(make_server(address, Evaluator({"default": TRAP_MODEL}), [1, 8]))
+        servers[0].run()
+
+
+def test_positions_that_are_about_to_come_are_taken_before_the_server_stops() -> None:
+    """They follow at once on READY. Without consolidated messages a broken pipe there ends the polling thread of i-PI."""
+    servers = []
+
+    def stop_in_between(peers: list[Peer]) -> None:
+        peers[0].handshake()
+        servers[0]._stop.request("SIGTERM")
+        time.sleep(0.3)
+        peers[0].send(fake_ipi.posdata(np.ones((2, 3)), CELL))
+        peers[0].send(fake_ipi.STATUS)
+        assert peers[0].receive(1) == b""  # which i-PI takes for a lost client, and asks another
 
     with scripted_ipi(stop_in_between) as address:
         servers.append(make_server(address, Evaluator({"default": TRAP_MODEL}), [1, 8]))

@@ -202,6 +202,22 @@ def test_positions_that_are_not_finite_never_reach_a_model() -> None:
         Session().receive_data(fake_ipi.init() + fake_ipi.posdata(positions, CELL))
 
 
+def test_an_i_pi_of_single_messages_is_left_only_where_it_can_lose_a_client() -> None:
+    session = Session()
+    positions = fake_ipi.posdata(random_positions(1, 2)[0], CELL)
+    relied_upon = []
+    for said in (
+        fake_ipi.STATUS, fake_ipi.init(), fake_ipi.STATUS, positions,  # and the answer
+        fake_ipi.STATUS, fake_ipi.GETFORCE, fake_ipi.STATUS,  # it is free
+        fake_ipi.STATUS, positions,
+    ):  # fmt: skip
+        session.receive_data(said)
+        relied_upon.append(session.is_relied_upon)
+        if said == positions and len(relied_upon) == 4:
+            session.reply(reply_to(next(each for each in session.events() if isinstance(each, ForceRequest))))
+    assert relied_upon == [False, False, True, False, True, True, False, True, False]
+
+
 def asked_session() -> Session:
     session = Session()
     session.receive_data(fake_ipi.init() + fake_ipi.posdata(np.zeros((2, 3)), CELL) + fake_ipi.GETFORCE)
