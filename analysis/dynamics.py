@@ -174,7 +174,7 @@ def centres(run: Run, trajectory: Trajectory, molecules: Molecules, stride: int)
     """
     masses = run.atoms.masses
     owner = molecules.atom_to_molecule
-    fixed = sorted({own // 3 for own in run.facts.fixed_dof}) if run.facts is not None else []
+    fixed = run.fixed_atoms
     is_free = ~np.isin(np.arange(molecules.n_molecules), owner[fixed])
     if not is_free.any():
         raise AnalysisError(f"{run.name}: no diffusion, every molecule holds fixed atoms")

@@ -37,9 +37,7 @@ class Evidence:
     inner_step_fs: float
     outer_step_fs: float  # between two impulses of the slowest force
     half_period_fs: float  # of the fastest vibration that the species suggest
-    outer_half_period_fs: (
-        float  # the same, of all that the slowest force acts on: springs of the ring polymer too
-    )
+    outer_half_period_fs: float  # the same, with the springs of the modes that the slowest force acts on
     has_hydrogen: bool
     thermostat: str
     has_thermostat: bool

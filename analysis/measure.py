@@ -152,7 +152,7 @@ def _seams(run: Run, found: Measurements, conserved: Series) -> None:
 def _temperatures(run: Run, found: Measurements) -> None:
     with found.attempt():
         _whole(run, found)
-    _species(run, found, run.target_K)
+    _species(run, found)
 
 
 def _whole(run: Run, found: Measurements) -> None:
@@ -198,7 +198,7 @@ def _by_design(run: Run) -> str:
     return f"mean temperature, its width, equipartition and K_cv - K_td are not judged: {held}"
 
 
-def _species(run: Run, found: Measurements, target: float | None) -> None:
+def _species(run: Run, found: Measurements) -> None:
     if len(run.atoms.species) < 2:
         return
     for label in kinetics.moving_species(run):
@@ -213,7 +213,7 @@ def _species(run: Run, found: Measurements, target: float | None) -> None:
             found.estimates[f"temperature.{label}"] = mean(settled(own))
             if kinetics.is_canonical(run):
                 n_freedom = kinetics.degrees_of_freedom(run, label).remaining
-                _share(run, found, "equipartition", label, own, n_freedom, target)
+                _share(run, found, "equipartition", label, own, n_freedom)
 
 
 def _share(
@@ -223,7 +223,6 @@ def _share(
     subject: str,
     own: Series,
     n_freedom: float,
-    target: float | None,
     mode: int | None = None,
 ) -> None:
     """Whether some degrees of freedom have the temperature of the bath or, at constant energy, that of all others.
@@ -231,6 +230,7 @@ def _share(
     Raises:
         MissingOutput: at constant energy, where the temperature of all others was not written.
     """
+    target = run.target_K
     if target is not None:
         excess = mean(settled(own)).shifted(-target)
     elif "temperature" not in found.series:
@@ -252,7 +252,7 @@ def _molecules(run: Run, found: Measurements) -> None:
         found.estimates[f"temperature.{part}"] = mean(settled(own))
         if kinetics.is_canonical(run, 0):  # trajectories are those of the centroid
             with found.attempt():
-                _share(run, found, "molecules", part, own, n_freedom, run.target_K, mode=0)
+                _share(run, found, "molecules", part, own, n_freedom, mode=0)
 
 
 def _path_integrals(run: Run, found: Measurements) -> None:

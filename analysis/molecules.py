@@ -125,8 +125,7 @@ def _free_molecules(run: Run, molecules: Molecules) -> dict[int, IntArray]:
     bound = {size: members for size, members in molecules.by_size().items() if size > 1}
     if not bound:
         raise AnalysisError(f"{run.name}: no molecules in the first frame, only atoms")
-    fixed = sorted({own // 3 for own in run.facts.fixed_dof}) if run.facts is not None else []
-    free = {size: members[~np.isin(members, fixed).any(axis=1)] for size, members in bound.items()}
+    free = {size: members[~np.isin(members, run.fixed_atoms).any(axis=1)] for size, members in bound.items()}
     free = {size: members for size, members in free.items() if len(members)}
     if not free:
         raise AnalysisError(f"{run.name}: molecules have no temperatures, all of them hold fixed atoms")

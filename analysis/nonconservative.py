@@ -5,6 +5,7 @@ Units: eV/A for forces, meV/ps/atom for power, ps for times.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from analysis.drift import POWER_UNIT
 from analysis.errors import AnalysisError, MissingOutput
 from analysis.molecules import common_frames
 from analysis.run import Run
-from analysis.series import Series
+from analysis.series import FloatArray, Series
 from analysis.statistics import Estimate, autocorrelation_time, mean
 from analysis.trajectories import Trajectory
 
@@ -28,9 +29,7 @@ class ForceDifference:
     rms: Estimate  # eV/A, per Cartesian component
     rms_by_species: dict[str, Estimate]
     net: Estimate  # eV/A, root mean square of a component of the net force per atom
-    correlation_ps: (
-        Estimate  # of f_D - f_C, the median over Cartesian components of some atoms; never below half a frame
-    )
+    correlation_ps: Estimate  # the median over Cartesian components of some atoms; at least half a frame
 
 
 def force_difference(run: Run) -> ForceDifference:
@@ -41,12 +40,12 @@ def force_difference(run: Run) -> ForceDifference:
     """
     conservative, direct = _component(run, "conservative"), _component(run, "direct")
     squares, nets, steps = [], [], []
-    for own, other in common_frames([conservative, direct], MAX_FRAMES):
-        reference = conservative.frames(own, own + 1)
-        difference = direct.frames(other, other + 1).values[0] - reference.values[0]
+    for step, difference in _differences(
+        conservative, direct, common_frames([conservative, direct], MAX_FRAMES)
+    ):
         squares.append((difference**2).mean(axis=1))
         nets.append(np.mean(difference.sum(axis=0) ** 2) / len(difference) ** 2)
-        steps.append(reference.steps[0])
+        steps.append(step)
     times = run.frame_times_ps(np.array(steps))
     by_atom = np.array(squares)  # (n_frames, n_atoms)
     return ForceDifference(
@@ -60,6 +59,15 @@ def force_difference(run: Run) -> ForceDifference:
     )
 
 
+def _differences(
+    conservative: Trajectory, direct: Trajectory, pairs: Sequence[tuple[int, ...]]
+) -> Iterator[tuple[int, FloatArray]]:
+    """Step and f_D - f_C (n_atoms, 3) of pairs of frames."""
+    for own, other in pairs:
+        reference = conservative.frames(own, own + 1)
+        yield int(reference.steps[0]), direct.frames(other, other + 1).values[0] - reference.values[0]
+
+
 def _root(square: Series) -> Estimate:
     found = mean(square)
     root = float(np.sqrt(found.value))
@@ -71,11 +79,10 @@ def _typical_memory(run: Run, conservative: Trajectory, direct: Trajectory) -> E
     everywhere = common_frames([conservative, direct], max(conservative.n_frames, direct.n_frames))
     begin = max(0, (len(everywhere) - FOLLOWED_FRAMES) // 2)
     differences, steps = [], []
-    for own, other in everywhere[begin : begin + FOLLOWED_FRAMES]:
-        reference = conservative.frames(own, own + 1)
-        difference = direct.frames(other, other + 1).values[0] - reference.values[0]
+    followed = everywhere[begin : begin + FOLLOWED_FRAMES]
+    for step, difference in _differences(conservative, direct, followed):
         differences.append(difference[:: max(1, len(difference) // 16)].ravel())
-        steps.append(reference.steps[0])
+        steps.append(step)
     times = run.frame_times_ps(np.array(steps))
     found = [autocorrelation_time(Series(times, column, "eV/A")) for column in np.array(differences).T]
     return sorted(found, key=lambda estimate: estimate.value)[len(found) // 2]

@@ -150,6 +150,11 @@ class Run:
         return max((float(span[-1] - span[0]) for span in spans), default=0.0)
 
     @property
+    def fixed_atoms(self) -> list[int]:
+        """Atoms of which any coordinate is held fixed; none is known without an input."""
+        return sorted({own // 3 for own in self.facts.fixed_dof}) if self.facts is not None else []
+
+    @property
     def target_K(self) -> float | None:  # noqa: N802 (units keep their case)
         """Temperature of the ensemble; None at constant energy, where an input's temperature binds nothing."""
         if self.facts is None or self.facts.is_constant_energy:

@@ -65,7 +65,7 @@ def read_by_ase(path: Path) -> Atoms:
 
 
 def initialized_template(system: Any, input_path: Path, folder: Path | None = None) -> Template:
-    """The atoms of an i-PI `<system>`, periodic where it has a cell, which i-PI requires.
+    """The atoms of an i-PI `<system>`, periodic where it has a cell.
 
     Args:
         system: i-PI's `InputSystem`, parsed.

@@ -393,21 +393,20 @@ def test_molecules_that_are_held_do_not_diffuse_and_are_not_counted(tmp_path):
     setting = with_(SETTING, n_waters=27, stride=80)
     path = diffusing(setting, 2000, 11, 0.1)
     free = centres(
-        *two_of(with_trajectories(tmp_path / "free", setting, pos=("positions", "angstrom", path)))
+        *centres_wants(with_trajectories(tmp_path / "free", setting, pos=("positions", "angstrom", path)))
     )
     held = tuple(range(3 * 9))
     path[:, held] = path[0, held]
     some_held = with_(setting, fixed=held)
     run = with_trajectories(tmp_path / "held", some_held, pos=("positions", "angstrom", path))
-    moved = centres(*two_of(run))
+    moved = centres(*centres_wants(run))
     assert moved.shape == (2000, 18, 3)
     apart = (moved - moved[0]) - (free - free[0])[:, 9:]
-    assert (
-        np.ptp(apart, axis=1).max() < 1e-3
-    )  # the same paths, up to the drift of the whole, which is not taken out here
+    # The same paths, up to the drift of the whole, which is not taken out here.
+    assert np.ptp(apart, axis=1).max() < 1e-3
 
 
-def two_of(run: Run) -> tuple[Run, Trajectory, Molecules, int]:
+def centres_wants(run: Run) -> tuple[Run, Trajectory, Molecules, int]:
     """What `centres` wants of a run."""
     trajectory = run.trajectory("positions")
     first = trajectory.frames(0, 1)

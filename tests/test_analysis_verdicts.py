@@ -321,12 +321,17 @@ def test_constraints_are_not_counted_so_temperatures_are_not_judged(tmp_path):
     assert any("constraints are not counted" in gap for gap in found.measured.gaps)
 
 
+def restarted(columns: dict[str, np.ndarray], end: int, again: int) -> dict[str, np.ndarray]:
+    """Rows of a run that ended at row `end` and went on from row `again`."""
+    return {name: np.concatenate([own[:end], own[again:]]) for name, own in columns.items()}
+
+
 def test_jump_at_a_restart_fails_and_the_restart_is_named(tmp_path):
     columns = clean_columns(SETTING, 2500, 8)
-    restarted = {name: np.concatenate([own[:1300], own[1200:]]) for name, own in columns.items()}
-    restarted["conserved{electronvolt}"][1300:] += 2.0
+    twice = restarted(columns, 1300, 1200)
+    twice["conserved{electronvolt}"][1300:] += 2.0
     write_setting(tmp_path, SETTING)
-    write_table(tmp_path / "simulation.out", restarted)
+    write_table(tmp_path / "simulation.out", twice)
     own = next(v for v in assess(read_run(tmp_path)).verdicts if v.deviation.rule == "seam")
     assert own.status == "fail"
     assert causes(own) == ["restart"]
@@ -335,10 +340,7 @@ def test_jump_at_a_restart_fails_and_the_restart_is_named(tmp_path):
 def test_a_restart_that_goes_on_smoothly_passes(tmp_path):
     columns = clean_columns(SETTING, 2500, 8)
     write_setting(tmp_path, SETTING)
-    write_table(
-        tmp_path / "simulation.out",
-        {name: np.concatenate([own[:1300], own[1200:]]) for name, own in columns.items()},
-    )
+    write_table(tmp_path / "simulation.out", restarted(columns, 1300, 1200))
     found = assess(read_run(tmp_path))
     assert next(v for v in found.verdicts if v.deviation.rule == "seam").status == "pass"
     assert alarms(found) == []
@@ -349,10 +351,7 @@ def test_a_restart_in_a_run_that_drifts_is_no_jump(tmp_path):
     columns = clean_columns(setting, 500, 8)
     columns["conserved{electronvolt}"] += 7e-3 * 192 * columns["time{picosecond}"]
     write_setting(tmp_path, setting)
-    write_table(
-        tmp_path / "simulation.out",
-        {name: np.concatenate([own[:300], own[250:]]) for name, own in columns.items()},
-    )
+    write_table(tmp_path / "simulation.out", restarted(columns, 300, 250))
     found = assess(read_run(tmp_path))
     assert next(v for v in found.verdicts if v.deviation.rule == "seam").status == "pass"
     assert verdict(found, "drift").status == "fail"

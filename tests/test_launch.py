@@ -264,9 +264,8 @@ def test_a_killed_launch_takes_i_pi_and_servers_with_it_and_keeps_the_folder_unt
         with pytest.raises(BlockingIOError):  # i-PI still writes
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         wait_for(lambda: not any(is_running(each) for each in before), 30)
-        wait_for(
-            lambda: is_free(lock), 5
-        )  # other threads may close it a moment after the first one has ended
+        # Other threads may close it a moment after the first one has ended.
+        wait_for(lambda: is_free(lock), 5)
     assert restart_step(place) == last_step(place)  # i-PI was asked, not killed
 
 

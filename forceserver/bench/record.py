@@ -18,6 +18,7 @@ from forceserver.bench.measure import Options
 from forceserver.bench.results import CaseResult, Entry
 from forceserver.bench.scaling import AXES, Axis, ScalingResult
 from forceserver.bench.statistics import Exponent, Interval
+from forceserver.openmp import USERS_CHOICES
 from forceserver.processes import n_cores
 
 PACKAGES = ("forceserver", "ipi", "torch", "metatomic-torch", "vesin", "numpy")
@@ -58,7 +59,7 @@ def describe_machine() -> dict[str, Any]:
 
 def openmp_environment() -> dict[str, str]:
     """How threads wait: all processes inherit that. Their number is the bench's own affair."""
-    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "OMP_PLACES", "KMP_BLOCKTIME")
+    names = (*USERS_CHOICES, "OMP_PROC_BIND", "OMP_PLACES")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import rich_click as click
 
@@ -96,18 +97,21 @@ def launch(
             supervisor = Supervisor(input_path, options, stop, watch)
             ending = supervisor.run()
     except KeyboardInterrupt:  # once more after the first
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code is decided, however often it comes now
-        _say(
+        _leave_unfinished(
             f"{input_path}: left while i-PI and its servers were ending; i-PI saves RESTART by itself, and {AGAIN}"
         )
-        sys.exit(NOT_FINISHED)
     if ending is Ending.INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _leave_unfinished(f"{input_path}: {supervisor.reason}", AGAIN)
     check_ending(ending, supervisor.reason)
     _say(f"{input_path}: {supervisor.reason}")
-    if ending is Ending.INTERRUPTED:
-        _say(AGAIN)
-        sys.exit(NOT_FINISHED)
+
+
+def _leave_unfinished(*lines: str) -> NoReturn:
+    """End with the code that says so, however often Ctrl-C comes now."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in lines:
+        _say(line)
+    sys.exit(NOT_FINISHED)
 
 
 def _say(text: str) -> None:
