@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from forceserver.commands.models import SCHEMES
 from forceserver.errors import UsageError
 from forceserver.evaluate import Evaluator
 from forceserver.models import BUNDLED, BundledModel
 from forceserver.potentials import LOADERS, load_potential, require
+from forceserver.potentials.interface import Batch
 from forceserver.potentials.specification import POSITIONAL, anchored, parse
-from forceserver.structures import DEFAULT_MODEL, ForceRole
+from forceserver.structures import CONSERVATIVE, DEFAULT_MODEL, DIRECT, ForceRole
 from ipi_inputs import load
 from real_ipi import WATER64, served, workplace
 from systems import water64
@@ -33,6 +35,25 @@ def test_water_pet_gives_both_kinds_of_forces_with_their_stresses() -> None:
     assert known.elements == {1, 8}
     assert known.cutoff is not None
     assert known.cutoff <= 4.5
+
+
+def test_water_pet_has_learnt_its_direct_stress() -> None:
+    """Against what its energy says, over boxes whose stress differs by many times what is allowed."""
+    pytest.importorskip("metatomic.torch")
+    boxes = []
+    for strain in (-0.03, -0.015, 0.0, 0.015, 0.03):  # along x
+        stretch = np.diag([1.0 + strain, 1.0, 1.0])
+        box = water64()
+        boxes.append(replace(box, positions=box.positions @ stretch, cell=box.cell @ stretch))
+    potential = load_potential("water-pet")
+    batch = Batch.from_structures(boxes, dtype=torch.float32, device=torch.device("cpu"))
+    found = potential(batch, frozenset({CONSERVATIVE, DIRECT}))
+    assert found.conservative is not None
+    assert found.direct is not None
+    volumes = np.array([abs(np.linalg.det(box.cell)) for box in boxes])[:, None, None]
+    own, direct = (1e3 * forces.virials.numpy() / volumes for forces in (found.conservative, found.direct))
+    assert np.ptp(own[:, 0, 0]) > 10.0  # meV/A^3
+    np.testing.assert_allclose(direct, own, atol=2.5)
 
 
 @pytest.mark.parametrize("model", BUNDLED.values(), ids=BUNDLED)

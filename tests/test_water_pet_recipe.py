@@ -65,6 +65,14 @@ def _predict(checkpoint: Path, data: Path) -> tuple[Any, float]:
     return learner.predict(frame, both=True), learner.baseline(frame)
 
 
+def _virials(checkpoint: Path, data: Path) -> tuple[Any, Any]:
+    """(n_atoms, 3, 3) eV of the first frame, the shares of its atoms: as the energy says, and as the direct stress does."""
+    train = import_script("train")
+    learner = train.Learner(torch.load(checkpoint, weights_only=False))
+    settled = learner.settle(train.read_frames(data, learner.cutoff)[0])
+    return settled.virials, learner.predict_virials(settled).detach()
+
+
 @pytest.mark.slow
 def test_a_small_water_pet_is_made_and_served(tmp_path: Path) -> None:
     frames = list(few_frames(4))
@@ -86,6 +94,7 @@ def test_a_small_water_pet_is_made_and_served(tmp_path: Path) -> None:
     assert both["both"] < direct["both"]
     assert everything["stress"] < both["stress"]
     assert everything["direct"] == both["direct"], "the last stage moves nothing but the stress"
+    assert everything["both"] != both["both"]
 
     standstill = ("--learning-rate", "1e-30", "--agreement", "1")
     _train(tmp_path, "start.ckpt", "again.ckpt", "both", 0.1, "--weights", "model.pt", *standstill)
@@ -103,6 +112,12 @@ def test_a_small_water_pet_is_made_and_served(tmp_path: Path) -> None:
     assert served.direct is not None
     assert float(served.energies[0]) == pytest.approx(trained.energy.item() + baseline, abs=1e-3)
     volume = frames[0].get_volume()
+    own = (trained.conservative_stress, trained.direct_stress)
+    for shares, stress in zip(_virials(tmp_path / "all.ckpt", data), own, strict=True):
+        assert shares.shape == (len(frames[0]), 3, 3)
+        torch.testing.assert_close(shares, shares.transpose(1, 2))
+        symmetric = 0.5 * volume * (stress + stress.T)
+        torch.testing.assert_close(shares.sum(dim=0), symmetric, atol=1e-4, rtol=1e-3)
     for given, forces, stress in (
         (served.conservative, trained.conservative_forces, trained.conservative_stress),
         (served.direct, trained.direct_forces, trained.direct_stress),

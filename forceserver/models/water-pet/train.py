@@ -1,9 +1,10 @@
-"""Trains a PET with both heads: its direct forces first, then all energies, forces and stresses together.
+"""Trains a PET with both heads: its direct forces first, then all energies, forces and stresses together, then the direct stress.
 
     mtt train options.yaml -o start       # builds the model: baseline of the energy, scales, heads
     python train.py start.ckpt direct.ckpt --stage direct --minutes 10 --learning-rate 2e-3 --data train-*.xyz
     python train.py direct.ckpt both.ckpt --stage both --agreement 4 --minutes 70 --learning-rate 1e-3 --data train-*.xyz
-    mtt export both.ckpt -o model.pt
+    python train.py both.ckpt all.ckpt --stage stress --minutes 10 --learning-rate 3e-3 --data train-1.xyz
+    mtt export all.ckpt -o model.pt
 
 and from a model that was exported before, whose weights are all that is left of it:
 
@@ -20,8 +21,11 @@ Loss, with f in eV/A, energies and virials per atom in eV:
 
 The energy counts so little that forces learn first. `--agreement W` adds W Huber(f_direct - f_conservative, 0.3) to the stage of
 both: multiple time stepping forgives what both kinds of forces have wrong together, and how large M may be depends on the rest.
-A third stage, `stress`, is for a direct stress that learns late: only its heads move, on features that are settled, so that
-everything else stays what it is.
+The third stage, `stress`, is for the direct stress, of which a frame has nine numbers: too few to learn from. So the energy tells
+each atom its own: with r_ij the vector of an edge of the graph and W_i = 1/2 sum_j (r_ij dE/dr_ij + r_ji dE/dr_ji), symmetrised,
+which add up to the virial of the conservative stress. Only the heads of the direct stress move, on features that are settled
+(1.7 MB for each frame of 96 atoms), so that everything else stays what it is. Its loss, in eV, with w_i what the head says of
+an atom, is mean (w_i - W_i)^2 + mean (sum w_i - virial)^2 / N.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import ase.io
 import metatrain.pet
@@ -41,6 +45,7 @@ import numpy as np
 import torch
 import vesin
 from metatomic.torch import load_atomistic_model
+from metatrain.pet.modules.utilities import cutoff_func_cosine
 from torch import Tensor
 
 FORCES, STRESS = "non_conservative_forces", "non_conservative_stress"
@@ -51,7 +56,10 @@ SMALLEST_MATRIX = 16  # rows or columns; what is smaller is left to AdamW
 WARM_UP = 100  # updates
 AVERAGING = 0.999  # of the weights, an update
 
+TINY = 1e-15  # A^2, of metatrain, below the root of a distance
+
 Stage = Literal["direct", "both", "stress"]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +74,11 @@ class Frame:
     energy: float
     forces: Tensor
     stress: Tensor
+
+    @property
+    def volume(self) -> Tensor:
+        volume: Tensor = torch.linalg.det(self.cell).abs()
+        return volume
 
     def turned(self, rotation: Tensor) -> Frame:
         """The same configuration, rotated or reflected."""
@@ -82,6 +95,16 @@ class Prediction:
     conservative_forces: Tensor | None = None
     direct_stress: Tensor | None = None
     conservative_stress: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """A frame with what no longer moves once all but the heads of the direct stress is learnt."""
+
+    frame: Frame
+    features: tuple[list[Tensor], list[Tensor]]  # of nodes and of edges, by layer
+    inputs: dict[str, Tensor]
+    virials: Tensor  # (n_atoms, 3, 3) eV: the share of each atom in the virial, as the energy says
 
 
 def read_frames(path: Path, cutoff: float) -> list[Frame]:
@@ -163,7 +186,7 @@ class Learner:
             energy=energy,
             conservative_forces=-slope,
             direct_stress=outputs[STRESS][0].sum(dim=0).reshape(3, 3) * self._scales[STRESS][0],
-            conservative_stress=strain_slope / torch.linalg.det(frame.cell).abs(),
+            conservative_stress=strain_slope / frame.volume,
         )
 
     def _inputs(self, positions: Tensor, cells: Tensor, frame: Frame) -> tuple[dict[str, Tensor], Tensor]:
@@ -181,14 +204,36 @@ class Learner:
         )
         return inputs, owner
 
-    def predict_stress(self, frame: Frame) -> Tensor:
-        """(3, 3) eV/A^3: the direct stress alone."""
+    def settle(self, frame: Frame) -> Settled:
+        """Features, and each atom's share of the virial of the energy: half of every edge that it begins or ends."""
         inputs, owner = self._inputs(frame.positions, frame.cell[None], frame)
-        with torch.no_grad():
-            features = self.backend.calculate_features(inputs)
-        outputs, _, _ = self.backend.predict(*features, inputs, frame.cell[None], owner, [STRESS])
-        stress: Tensor = outputs[STRESS][0].sum(dim=0).reshape(3, 3) * self._scales[STRESS][0]
-        return stress
+        edges = inputs["edge_vectors"].requires_grad_()
+        distances = (edges.square().sum(dim=2) + TINY).sqrt()
+        factors = cutoff_func_cosine(distances, self.backend.cutoff, self.backend.cutoff_width)
+        inputs |= {"edge_distances": distances, "cutoff_factors": factors * inputs["padding_mask"]}
+        features = self.backend.calculate_features(inputs)
+        outputs, _, _ = self.backend.predict(*features, inputs, frame.cell[None], owner, ["energy"])
+        (slopes,) = torch.autograd.grad(outputs["energy"][0].sum() * self._scales["energy"][0], edges)
+        nodes, ends = inputs["centers"], inputs["neighbors"]
+        real = nodes, inputs["nef_to_edges_neighbor"]  # the others fill up the table
+        shares = 0.5 * edges.detach()[real][:, :, None] * slopes[real][:, None, :]
+        virials = (
+            torch.zeros(len(frame.numbers), 3, 3).index_add_(0, nodes, shares).index_add_(0, ends, shares)
+        )
+        return Settled(
+            frame,
+            ([each.detach() for each in features[0]], [each.detach() for each in features[1]]),
+            {name: value.detach() for name, value in inputs.items()},
+            0.5 * (virials + virials.transpose(1, 2)),
+        )
+
+    def predict_virials(self, settled: Settled) -> Tensor:
+        """(n_atoms, 3, 3) eV: what the head of the direct stress says of each atom."""
+        cells = settled.frame.cell[None]
+        owner = torch.zeros(len(settled.frame.numbers), dtype=torch.int64)
+        outputs, _, _ = self.backend.predict(*settled.features, settled.inputs, cells, owner, [STRESS])
+        virials: Tensor = outputs[STRESS][0].reshape(-1, 3, 3) * self._scales[STRESS][0]
+        return virials * settled.frame.volume
 
     def choose(self, stage: Stage) -> None:
         """Let the parameters of a stage move, and no others."""
@@ -223,9 +268,8 @@ class Learner:
 
 
 def loss_of(learner: Learner, frame: Frame, stage: Stage, agreement: float = 0.0) -> Tensor:
-    volume_per_atom = torch.linalg.det(frame.cell).abs() / len(frame.numbers)
     if stage == "stress":
-        return _virial_loss(learner.predict_stress(frame), frame, volume_per_atom)
+        return stress_loss(learner, learner.settle(frame))
     prediction = learner.predict(frame, both=stage == "both")
     loss = _huber(prediction.direct_forces - frame.forces)
     if stage == "direct":
@@ -239,8 +283,19 @@ def loss_of(learner: Learner, frame: Frame, stage: Stage, agreement: float = 0.0
     if agreement:
         loss = loss + agreement * _huber(prediction.direct_forces - prediction.conservative_forces)
     for stress in (prediction.direct_stress, prediction.conservative_stress):
-        loss = loss + _virial_loss(stress, frame, volume_per_atom)
+        loss = (
+            loss
+            + VIRIAL_WEIGHT * ((stress - frame.stress) * frame.volume / len(frame.numbers)).square().mean()
+        )
     return loss
+
+
+def stress_loss(learner: Learner, settled: Settled) -> Tensor:
+    """Of the third stage: as much for the sum over all atoms as errors that know nothing of each other would make of it."""
+    virials, frame = learner.predict_virials(settled), settled.frame
+    of_atoms = (virials - settled.virials).square().mean()
+    of_sum = (virials.sum(dim=0) - frame.stress * frame.volume).square().mean()
+    return of_atoms + of_sum / len(frame.numbers)
 
 
 def train(
@@ -257,9 +312,10 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     learner.choose(stage)
     optimizers = _optimizers(learner, learning_rate)
+    losses = _losses(learner, frames, stage, agreement, generator)
     learner.backend.train()
     began, n_updates, shown = time.process_time(), 0, 0.0
-    for frame in _shuffled(frames, generator):
+    for loss in losses:
         passed = (time.process_time() - began) / seconds
         if passed >= 1.0:
             break
@@ -268,7 +324,6 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * warmth * 0.5 * (1.0 + math.cos(math.pi * passed))
             optimizer.zero_grad()
-        loss = loss_of(learner, frame.turned(_rotation(generator)), stage, agreement)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(_moving(learner.parameters), LARGEST_GRADIENT)
         for optimizer in optimizers:
@@ -279,6 +334,19 @@ def train(
         if n_updates % 500 == 0:
             print(f"{100 * passed:5.1f} %  {n_updates} updates, loss {shown:.5f}", flush=True)
     return n_updates
+
+
+def _losses(
+    learner: Learner, frames: Sequence[Frame], stage: Stage, agreement: float, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Of one frame after another: turned anew every time, but in the last stage, which keeps each as it was turned first."""
+    if stage == "stress":
+        settled = [learner.settle(frame.turned(_rotation(generator))) for frame in frames]
+        return (stress_loss(learner, each) for each in _shuffled(settled, generator))
+    return (
+        loss_of(learner, frame.turned(_rotation(generator)), stage, agreement)
+        for frame in _shuffled(frames, generator)
+    )
 
 
 def _optimizers(learner: Learner, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -298,19 +366,15 @@ def _moving(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn.Parameter
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def _shuffled(frames: Sequence[Frame], generator: torch.Generator) -> Iterator[Frame]:
+def _shuffled(items: Sequence[Item], generator: torch.Generator) -> Iterator[Item]:
     while True:
-        for index in torch.randperm(len(frames), generator=generator).tolist():
-            yield frames[index]
+        for index in torch.randperm(len(items), generator=generator).tolist():
+            yield items[index]
 
 
 def _rotation(generator: torch.Generator) -> Tensor:
     orthogonal: Tensor = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
     return orthogonal
-
-
-def _virial_loss(stress: Tensor, frame: Frame, volume_per_atom: Tensor) -> Tensor:
-    return VIRIAL_WEIGHT * (((stress - frame.stress) * volume_per_atom) ** 2).mean()
 
 
 def _huber(error: Tensor) -> Tensor:
