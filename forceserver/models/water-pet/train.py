@@ -205,7 +205,10 @@ class Learner:
         return inputs, owner
 
     def settle(self, frame: Frame) -> Settled:
-        """Features, and each atom's share of the virial of the energy: half of every edge that it begins or ends."""
+        """Features, and each atom's share of the virial of the energy: half of every edge that it begins or ends.
+
+        Edges are cut off by the cosine that options.yaml asks for.
+        """
         inputs, owner = self._inputs(frame.positions, frame.cell[None], frame)
         edges = inputs["edge_vectors"].requires_grad_()
         distances = (edges.square().sum(dim=2) + TINY).sqrt()
