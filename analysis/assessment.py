@@ -55,6 +55,7 @@ def assess(
         measured.estimates.get("drift"),
         measured.estimates.get("nonconservative_power"),
         measured.estimates.get("mismatch_from_modes"),
+        measured.broken_bonds,
     )
     measured.gaps += [
         f"{own.path.name}: {own.n_torn} torn {'frame was' if own.n_torn == 1 else 'frames were'} left out"

@@ -6,10 +6,12 @@ Units: fs for steps and periods, eV/A for forces, meV/ps/atom for powers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.bonds import BrokenBond
 from analysis.errors import AnalysisError
 from analysis.inputfile import ForceComponent, RunFacts
 from analysis.run import Run
@@ -50,6 +52,7 @@ class Evidence:
     float32_fft: bool
     energy_resolution_eV: float  # 0: none seen
     net_force_per_atom: float  # eV/A; 0 where forces were not written
+    broken_bonds: tuple[BrokenBond, ...] = ()  # in the order of breaking
     drift: Estimate | None = None
     injected: Estimate | None = None
     mismatch_from_modes: Estimate | None = None
@@ -76,7 +79,11 @@ class Evidence:
 
 
 def gather(
-    run: Run, drift: Estimate | None, injected: Estimate | None, mismatch: Estimate | None
+    run: Run,
+    drift: Estimate | None,
+    injected: Estimate | None,
+    mismatch: Estimate | None,
+    broken_bonds: Sequence[BrokenBond] = (),
 ) -> Evidence:
     """Evidence of a run from its input and its outputs; without an input, what the outputs alone tell."""
     facts = run.facts
@@ -108,6 +115,7 @@ def gather(
         float32_fft=facts is not None and facts.float32_fft and facts.n_beads > 1,
         energy_resolution_eV=energy_resolution(run),
         net_force_per_atom=net_force(run),
+        broken_bonds=tuple(broken_bonds),
         drift=drift,
         injected=injected,
         mismatch_from_modes=mismatch,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis import (
+    bonds,
     drift,
     dynamics,
     efficiency,
@@ -40,6 +41,7 @@ class Measurements:
     spectra: dict[str, dynamics.Spectrum] = field(default_factory=dict)  # by species; "" is all
     distributions: dict[tuple[str, str], structure.RadialDistribution] = field(default_factory=dict)
     displacement: dynamics.Displacement | None = None
+    broken_bonds: list[bonds.BrokenBond] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)  # what is missing, why, and the remedy
 
     @contextmanager
@@ -72,6 +74,7 @@ def measure(
     """
     found = Measurements()
     stages: tuple[tuple[str, Callable[[Run, Measurements], None]], ...] = (
+        ("bonds", _bonds),  # first: what follows is of little worth where molecules broke
         ("energy", _energy),
         ("temperatures", _temperatures),
         ("molecules", _molecules),
@@ -106,6 +109,19 @@ def _correct_diffusion(run: Run, found: Measurements, viscosity_mPa_s: float) ->
         )
     shift = dynamics.finite_size_correction(kelvin, viscosity_mPa_s, float(cell[0, 0]))
     found.estimates["diffusion_corrected"] = found.estimates["diffusion"].shifted(shift)
+
+
+def _bonds(run: Run, found: Measurements) -> None:
+    broken = bonds.broken_bonds(run)
+    if broken is None:
+        return
+    found.broken_bonds = broken
+    subject = (
+        f"{broken[0].name} from step {broken[0].step}, {broken[0].length:.1f} A in the end" if broken else ""
+    )
+    if len(broken) > 1:
+        subject += f", and {len(broken) - 1} more"
+    found.deviate("bonds", subject, Estimate(float(len(broken)), 0.0, "bonds", 1.0), exact=True)
 
 
 def _energy(run: Run, found: Measurements) -> None:

@@ -50,23 +50,43 @@ def find_molecules(atoms: Atoms, positions: FloatArray, cell: FloatArray) -> Mol
         positions: (n_atoms, 3) A.
         cell: (3, 3) A, lattice vectors as rows; zeros without periodicity.
     """
-    from ase.data import atomic_numbers, covalent_radii
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    from vesin import NeighborList
 
-    symbols = ["".join(filter(str.isalpha, label)) for label in atoms.labels]
-    symbols = ["H" if symbol in ("D", "T") else symbol for symbol in symbols]
-    radii = np.array([covalent_radii[atomic_numbers.get(symbol, 0)] for symbol in symbols])
-    periodic = bool(np.abs(np.linalg.det(cell)) > 0)
-    neighbors = NeighborList(cutoff=2.0 * BOND_TOLERANCE * float(radii.max()), full_list=False)
-    first, second, distance = neighbors.compute(positions, cell, periodic, "ijd")
-    first, second = first.astype(np.int64), second.astype(np.int64)
-    bonded = distance < BOND_TOLERANCE * (radii[first] + radii[second])
-    edges = (np.ones(int(bonded.sum())), (first[bonded], second[bonded]))
-    n_atoms = len(radii)
+    bonds, n_atoms = bond_graph(atoms, positions, cell), len(atoms.labels)
+    edges = (np.ones(len(bonds)), (bonds[:, 0], bonds[:, 1]))
     _, labels = connected_components(coo_matrix(edges, shape=(n_atoms, n_atoms)), directed=False)
     return Molecules(np.asarray(labels, dtype=np.int64))
+
+
+def bond_graph(atoms: Atoms, positions: FloatArray, cell: FloatArray) -> IntArray:
+    """Pairs of atoms nearer than 1.25 times the sum of their covalent radii, (n_bonds, 2); arguments of `find_molecules`."""
+    from vesin import NeighborList
+
+    radii = bond_radii(atoms)
+    neighbors = NeighborList(cutoff=2.0 * BOND_TOLERANCE * float(radii.max()), full_list=False)
+    pairs, distance = neighbors.compute(positions, cell, is_periodic(cell), "Pd")
+    pairs = pairs.astype(np.int64)
+    bonds: IntArray = pairs[distance < BOND_TOLERANCE * radii[pairs].sum(axis=1)]
+    return bonds
+
+
+def bond_radii(atoms: Atoms) -> FloatArray:
+    """ASE's covalent radii, (n_atoms,) A."""
+    from ase.data import atomic_numbers, covalent_radii
+
+    symbols = [symbol_of(label) for label in atoms.labels]
+    return np.array([covalent_radii[atomic_numbers.get(symbol, 0)] for symbol in symbols])
+
+
+def symbol_of(label: str) -> str:
+    """The element behind a label: O of O1, H of D."""
+    symbol = "".join(filter(str.isalpha, label))
+    return "H" if symbol in ("D", "T") else symbol
+
+
+def is_periodic(cell: FloatArray) -> bool:
+    return bool(np.abs(np.linalg.det(cell)) > 0)
 
 
 def centre_quantities(run: Run) -> tuple[str, str]:
@@ -186,7 +206,12 @@ def _parts(
 
 def _whole(positions: FloatArray, cell: FloatArray) -> FloatArray:
     """Molecules (n_molecules, size, 3) put together across the boundaries, next to their first atom."""
-    relative = positions - positions[:, :1]
-    if np.abs(np.linalg.det(cell)) > 0:
-        relative = relative - np.round(relative @ np.linalg.inv(cell)) @ cell
-    return relative
+    return nearest_images(positions - positions[:, :1], cell)
+
+
+def nearest_images(vectors: FloatArray, cell: FloatArray) -> FloatArray:
+    """Vectors (..., 3) between atoms, to the periodic image that is nearest in fractional coordinates."""
+    if not is_periodic(cell):
+        return vectors
+    nearest: FloatArray = vectors - np.round(vectors @ np.linalg.inv(cell)) @ cell
+    return nearest

@@ -45,8 +45,10 @@ class Cause:
 
 BIGI = "Bigi, Langer, Ceriotti, ICML 2025 (arXiv:2412.11569)"
 MERZ = "Merz, Shirts, PLoS ONE 13, e0202764 (2018)"
+FU = "Fu et al., Trans. Mach. Learn. Res. (2023), arXiv:2210.07237: small errors of forces, unstable dynamics"
 BLOCKS = 4.0
 HEATING = (
+    "broken bonds",
     "multiple time stepping",
     "resonance",
     "direct forces",
@@ -55,7 +57,7 @@ HEATING = (
     "single precision",
     "unexplained",
 )
-UNEVEN = ("global thermostat", *HEATING[:-1], "thermostat too weak", "unexplained")
+UNEVEN = ("broken bonds", "global thermostat", *HEATING[1:-1], "thermostat too weak", "unexplained")
 
 RULES: dict[str, Rule] = {
     rule.name: rule
@@ -76,6 +78,8 @@ RULES: dict[str, Rule] = {
              "K", 0.01, 0.02, True, UNEVEN, BIGI + ", Table 2"),
         Rule("molecules", "translation, rotation and vibration share the temperature",
              "kinds of motion do not share the temperature", "K", 0.015, 0.03, True, UNEVEN, MERZ),
+        Rule("bonds", "bonds of the first frame hold", "bonds have broken",
+             "bonds", 0.5, None, False, ("broken bonds", "direct forces"), FU),
         Rule("modes", "ring-polymer modes share the temperature", "ring-polymer modes do not share the temperature",
              "K", 0.01, 0.02, True, UNEVEN, "Ceriotti et al., J. Chem. Phys. 133, 124104 (2010)"),
         Rule("bands", "frequencies share the temperature", "frequencies do not share the temperature",
@@ -103,6 +107,19 @@ RULES: dict[str, Rule] = {
 CAUSES: dict[str, Cause] = {
     cause.name: cause
     for cause in (
+        Cause(
+            "broken bonds",
+            lambda e: bool(e.broken_bonds),
+            lambda e: (
+                f"of the bonds of the first frame {len(e.broken_bonds)} no longer hold, {e.broken_bonds[0].name} from step "
+                f"{e.broken_bonds[0].step} on: a model that was never shown bonds that long may find them favourable, and "
+                "every breaking gives off heat"
+            ),
+            lambda e: (
+                "look at the frames around that step; unless a reaction is expected, the model needs training data with "
+                "bonds longer and shorter than any run reaches"
+            ),
+        ),
         Cause(
             "direct forces",
             lambda e: e.acts_directly,

@@ -183,7 +183,9 @@ def write_trajectory(
     bead: int = 0,
 ) -> None:
     """A trajectory, by i-PI's own writer. `frames` (n_frames, n_atoms, 3) in `unit`."""
-    dimension = {"positions": "length", "velocities": "velocity"}.get(quantity, "force")
+    dimension = {"positions": "length", "x_centroid": "length", "velocities": "velocity"}.get(
+        quantity, "force"
+    )
     atoms, cell = IpiAtoms(frames.shape[1]), IpiCell()
     atoms.names[:] = setting.labels[: frames.shape[1]]
     cell.h = np.eye(3) * setting.box * unit_to_internal("length", "angstrom", 1.0)

@@ -17,9 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from analysis import Estimate, Run, read_run
+from analysis.bonds import broken_bonds
 from analysis.drift import energy_drift
 from analysis.errors import AnalysisError
 from analysis.kinetics import temperature
@@ -38,7 +37,6 @@ from ipi_inputs import load
 
 INNER_FS = 0.5
 CASES = ("conservative", "1", "2", "3", "4", "6", "8", "10")
-LONGEST_BOND = 1.5  # A; an O-H bond that is longer has broken
 NOT_FINISHED = 75
 OUTCOME = "outcome.json"
 
@@ -128,14 +126,9 @@ def _bare(estimate: Estimate) -> str:
 
 def _intact(run: Run) -> str:
     """Molecules whose O-H bonds hold in the last frame; the library's water is O H H in turn."""
-    positions = run.trajectory("positions")
-    last = positions.frames(positions.n_frames - 1)
-    atoms = last.values[0].reshape(-1, 3, 3)
-    bonds = atoms[:, 1:] - atoms[:, :1]
-    cell = last.cells[0]
-    bonds -= np.round(bonds @ np.linalg.inv(cell)) @ cell
-    holds = (np.linalg.norm(bonds, axis=-1) < LONGEST_BOND).all(axis=1)
-    return f"{int(holds.sum())} of {len(holds)}"
+    broken = {bond.atoms[0] // 3 for bond in broken_bonds(run) or []}
+    n_molecules = run.atoms.n_atoms // 3
+    return f"{n_molecules - len(broken)} of {n_molecules}"
 
 
 def main() -> int:
