@@ -11,6 +11,8 @@ import ase.io
 import numpy as np
 import pytest
 
+from analysis import read_run
+from analysis_runs import Setting, water_positions, write_clean, write_trajectory
 from forceserver.potentials import load_potential
 from water_pet_scripts import few_frames, import_script, script
 
@@ -127,17 +129,59 @@ def test_drift_runs_are_extended_and_not_repeated(tmp_path: Path) -> None:
     assert re.fullmatch(r"\| 2 \| 1 \| 0.018 \| \S+ \| \S+ \| (\d+|-) \| 64 of 64 \|", longer)
 
 
-def test_a_broken_bond_is_counted() -> None:
-    drift = import_script("drift")
+def test_molecules_with_broken_bonds_are_counted_once(tmp_path: Path) -> None:
+    drift, setting = import_script("drift"), Setting(n_waters=8)
+    positions = np.repeat(water_positions(setting)[None], 2, axis=0)
+    positions[1, 1:3] += 2.0 * (positions[1, 1:3] - positions[1, 0])  # both bonds of the first
+    positions[1, 5] += 2.0 * (positions[1, 5] - positions[1, 3])
+    write_clean(tmp_path, setting, 20)
+    write_trajectory(tmp_path / "simulation.pos.xyz", setting, positions, "positions", "angstrom")
+    assert drift._intact(read_run(tmp_path)) == "6 of 8"
 
-    class Positions:
-        n_frames = 1
 
-        def frames(self, start: int) -> object:
-            cell = 10.0 * np.eye(3)
-            whole = np.array([[9.9, 0.0, 0.0], [0.5, 0.0, 0.0], [9.9, 9.2, 0.0]])  # across the boundary
-            broken = np.array([[5.0, 5.0, 5.0], [5.0, 5.0, 6.0], [5.0, 7.0, 5.0]])
-            return type("Block", (), {"values": [np.concatenate([whole, broken])], "cells": [cell]})
+def test_stretched_frames_have_bonds_that_no_dynamics_visits_and_the_labels_that_belong_to_them() -> None:
+    few_frames(3)  # sets up the small dynamics
+    dataset, evaluate = import_script("make_dataset"), import_script("evaluate")
+    dynamics = dataset.Dynamics(dataset.CONDITIONS[32], np.random.default_rng(2))
+    before = [
+        array.copy() for array in (dynamics.positions, dynamics.energies, dynamics.forces, dynamics.virials)
+    ]
+    made = dynamics.stretched_frames()
+    for array, kept in zip(
+        (dynamics.positions, dynamics.energies, dynamics.forces, dynamics.virials), before, strict=True
+    ):
+        np.testing.assert_array_equal(array, kept)
+    frames = evaluate.evaluate_frames(load_potential("qtip4pf:direct=0.02"), made)
+    assert evaluate.mean_absolute(frames, evaluate.energy_error, "meV").value < 1e-6
+    assert evaluate.root_mean_square(frames, evaluate.force_error("conservative"), "").value < 1e-6
+    molecules = np.concatenate([atoms.positions.reshape(-1, 3, 3) for atoms in made])
+    lengths = np.linalg.norm(molecules[:, 1:] - molecules[:, :1], axis=2)
+    moved = np.abs(lengths - 0.957) > 0.01  # the others stand on the lattice, as they were made
+    shortest, longest = dataset.STRETCHED_LENGTHS
+    assert shortest <= lengths.min() < 0.8 < 1.4 < lengths.max() <= longest
+    assert 0.5 * dataset.STRETCHED_SHARE < moved.any(axis=1).mean() < 1.5 * dataset.STRETCHED_SHARE
+    assert not moved.all(axis=1).any(), "one bond of a molecule"
 
-    run = type("Run", (), {"trajectory": lambda self, name: Positions()})()
-    assert drift._intact(run) == "1 of 2"
+
+def test_a_bond_is_pulled_as_q_tip4pf_has_it() -> None:
+    """The truth has no errors against itself; its quartic Morse stretch is known, the neighbours add some tenths of an eV."""
+    evaluate, potential = import_script("evaluate"), load_potential("qtip4pf:direct=0.02")
+    rows = evaluate.stretch(potential, evaluate.evaluate_frames(potential, few_frames(3)))
+    assert tuple(row.length for row in rows) == evaluate.LENGTHS
+    for row in rows:
+        assert max(row.energy_error, row.conservative_error) < 1e-6
+        assert row.direct_error == pytest.approx(row.apart, abs=1e-6)
+        assert row.apart > 1e-3
+        x, y = (2.287 * (length - 0.9419) for length in (row.length, evaluate.BOND))
+        morse = 116.09 * 0.0433641 * (x**2 - x**3 + 7 / 12 * x**4 - y**2)
+        assert row.energy == pytest.approx(morse, abs=0.4)
+    assert [np.sign(row.force) for row in rows if abs(row.length - 0.95) > 0.1] == [
+        1,
+        1,
+        1,
+        -1,
+        -1,
+        -1,
+        -1,
+        -1,
+    ]

@@ -14,7 +14,7 @@ import argparse
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ase.io
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from analysis.statistics import Estimate
 from forceserver.demo.costs import sensible_threads, time_evaluations
 from forceserver.potentials import load_potential
-from forceserver.potentials.interface import BatchBuilder, Potential
+from forceserver.potentials.interface import BatchBuilder, Evaluation, Potential
 from forceserver.structures import CONSERVATIVE, DIRECT, Structure
 
 FloatArray = NDArray[np.float64]
@@ -36,6 +36,9 @@ STEP = 1e-3  # A, of finite differences in float64
 LOOP_RADIUS = 0.02  # A, root mean square of a component: what an O-H bond has at room temperature
 LOOP_POINTS = 32  # the sum over points of a closed smooth path converges exponentially
 N_LOOPS = 8
+N_STRETCHED = 24  # bonds, each in a frame of its own
+BOND = 0.95  # A, from where the energies of stretching are counted
+LENGTHS = (0.7, 0.75, 0.8, 0.85, 0.9, BOND, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)  # A
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +52,29 @@ class Frame:
     stresses: dict[str, FloatArray]  # the same, (3, 3) eV/A^3; without what the model has not
 
 
+@dataclass(frozen=True)
+class Stretched:
+    """O-H bonds of one length: what q-TIP4P/F says, averaged over the bonds, and root mean square errors. eV, eV/A."""
+
+    length: float
+    energy: float  # that of BOND is zero
+    force: float  # on H, away from O
+    energy_error: float
+    conservative_error: float
+    direct_error: float
+    apart: float  # direct and conservative force, along the bond
+
+
 ErrorOf = Callable[[Frame], FloatArray]
 
 
 def evaluate_frames(potential: Potential, frames: Sequence[Atoms]) -> list[Frame]:
     """Labels and predictions side by side."""
-    known = potential.capabilities
-    builder, found = BatchBuilder(known.dtype, known.device), []
+    found = []
     for start in range(0, len(frames), BATCH):
         part = frames[start : start + BATCH]
         structures = [_structure(atoms) for atoms in part]
-        answer = potential(builder.build(structures), frozenset({CONSERVATIVE, DIRECT}))
+        answer = _evaluate(potential, structures)
         bounds = np.cumsum([0, *(len(atoms) for atoms in part)])
         for index, atoms in enumerate(part):
             own = slice(bounds[index], bounds[index + 1])
@@ -73,6 +88,13 @@ def evaluate_frames(potential: Potential, frames: Sequence[Atoms]) -> list[Frame
             energies = (float(atoms.info["energy_label"]), float(answer.energies[index]))
             found.append(Frame(_condition(atoms), structures[index], energies, forces, stresses))
     return found
+
+
+def _evaluate(potential: Potential, structures: Sequence[Structure]) -> Evaluation:
+    """Both kinds of forces, of what has both."""
+    known = potential.capabilities
+    kinds = {kind for kind, has in ((CONSERVATIVE, known.conservative), (DIRECT, known.direct)) if has}
+    return potential(BatchBuilder(known.dtype, known.device).build(structures), frozenset(kinds))
 
 
 def _structure(atoms: Atoms) -> Structure:
@@ -186,6 +208,49 @@ def forces_by(
     return evaluate
 
 
+def stretch(potential: Potential, frames: Sequence[Frame]) -> list[Stretched]:
+    """One O-H bond of each frame, molecules O H H in turn, pulled from the shortest to the longest of LENGTHS."""
+    truth = load_potential("qtip4pf")
+    energies, forces = [], []  # (2, n_lengths) and (3, n_lengths) of each bond: truth, conservative, direct
+    for number, frame in enumerate(frames):
+        structure = frame.structure
+        oxygen = 3 * (number % (structure.n_atoms // 3))
+        hydrogen = oxygen + 1 + number % 2
+        bond = structure.positions[hydrogen] - structure.positions[oxygen]
+        bond -= np.round(bond @ np.linalg.inv(structure.cell)) @ structure.cell
+        along = bond / np.linalg.norm(bond)
+        pulled = []
+        for length in LENGTHS:
+            positions = structure.positions.copy()
+            positions[hydrogen] = positions[oxygen] + length * along
+            pulled.append(replace(structure, positions=positions))
+        answers = [_evaluate(each, pulled) for each in (truth, potential)]
+        own = np.array([_array(answer.energies) for answer in answers])
+        energies.append(own - own[:, [LENGTHS.index(BOND)]])
+        found = (answers[0].conservative, answers[1].conservative, answers[1].direct)
+        forces.append(
+            [
+                _array(given.forces).reshape(len(LENGTHS), -1, 3)[:, hydrogen] @ along
+                for given in found
+                if given
+            ]
+        )
+    true_energies, model_energies = np.moveaxis(np.array(energies), 1, 0)  # (n_bonds, n_lengths)
+    true, conservative, direct = np.moveaxis(np.array(forces), 1, 0)
+    return [
+        Stretched(
+            length=length,
+            energy=float(true_energies[:, index].mean()),
+            force=float(true[:, index].mean()),
+            energy_error=_rms((model_energies - true_energies)[:, index]),
+            conservative_error=_rms((conservative - true)[:, index]),
+            direct_error=_rms((direct - true)[:, index]),
+            apart=_rms((direct - conservative)[:, index]),
+        )
+        for index, length in enumerate(LENGTHS)
+    ]
+
+
 def describe_errors(frames: Sequence[Frame]) -> Iterable[str]:
     yield f"## Errors on {len(frames)} configurations that it has not seen\n"
     yield "| quantity | MAE | RMSE | unit |\n|---|---:|---:|---|"
@@ -245,6 +310,17 @@ def describe_curl(frames: Sequence[Frame], potential: Potential, n_jacobians: in
     yield f"| the same of conservative forces, which measures the arithmetic | {_rms(checks):.1g} meV |"
 
 
+def describe_stretching(potential: Potential, frames: Sequence[Frame]) -> Iterable[str]:
+    chosen = frames[:: max(1, len(frames) // N_STRETCHED)][:N_STRETCHED]
+    yield f"\n## One O-H bond, pulled: {len(chosen)} bonds in frames of their own\n"
+    yield "Energy from that at 0.95 A, force on H along the bond; errors are root mean squares. eV, eV/A.\n"
+    yield "| O-H, A | energy | error | force | error, conservative | error, direct | direct - conservative |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    for row in stretch(potential, chosen):
+        errors = f"{row.conservative_error:.2f} | {row.direct_error:.2f} | {row.apart:.3f}"
+        yield f"| {row.length:g} | {row.energy:.2f} | {row.energy_error:.3f} | {row.force:.1f} | {errors} |"
+
+
 def describe_costs(potential: Potential, structure: Structure, n_repeats: int, where: str) -> Iterable[str]:
     seconds = time_evaluations(potential, [structure], n_repeats)
     yield f"\n## Cost of one evaluation of {structure.n_atoms // 3} molecules, {where}\n"
@@ -260,7 +336,7 @@ def _bare(estimate: Estimate) -> str:
     return str(estimate).partition(" ")[0]
 
 
-def _rms(values: Sequence[float]) -> float:
+def _rms(values: Sequence[float] | FloatArray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
@@ -288,6 +364,7 @@ def main() -> None:
         *describe_errors(frames),
         *describe_conditions(frames),
         *describe_curl(frames, precise, arguments.jacobians),
+        *describe_stretching(potential, frames),
     ):
         print(line)
     if arguments.repeats:

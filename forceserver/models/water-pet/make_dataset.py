@@ -3,11 +3,15 @@
     python make_dataset.py train.xyz --seed 1 --frames 3000
     python make_dataset.py valid.xyz --seed 2 --frames 64
     python make_dataset.py test.xyz --seed 3 --frames 128
+    python make_dataset.py stretched.xyz --seed 5 --frames 1000 --stretched
 
 Langevin dynamics of many small boxes at once, in one batch: 32 and 64 molecules, 250 to 450 K, several densities, compressed,
 stretched and sheared cells; classical, and ring polymers, whose beads spread as the quantum nuclei do. Every `SPACING`-th step of
 every replica is a frame, with energy, forces and stress. Frames of one seed are correlated; other seeds are other
 trajectories, so validation and test are not.
+
+`--stretched` redraws some O-H bonds of every frame. Dynamics of minutes never leaves 0.76 to 1.27 A, but the beads of a longer
+one do, and a network that knows nothing of a longer bond may find it favourable: then molecules break.
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ MELTING = 500  # steps at the hottest temperature before anything is kept
 RELAXING = 300  # further steps at the right one
 SPACING = 30  # steps between frames
 HOTTEST = 450.0  # K
+STRETCHED_SHARE = 0.125  # of the molecules: one bond each
+STRETCHED_LENGTHS = (0.7, 1.5)  # A; 2.8 and 5.0 eV above the minimum
+STRETCHED_TILT = 0.3  # rad, standard deviation along each axis: zero-point motion of the angle has half of it
 HBAR = _hbar / _e * 1e15 * fs  # eV times the unit of time of ASE
 MOLECULE = np.array([[0.0, 0.0, 0.0], [0.7569, 0.5859, 0.0], [-0.7569, 0.5859, 0.0]])  # O H H, A
 MASSES = np.array([15.9949, 1.00783, 1.00783])  # amu
@@ -128,6 +135,15 @@ class Dynamics:
                 made.append(_with_plain_labels(atoms))
         return made
 
+    def stretched_frames(self) -> list[Atoms]:
+        """The same with some bonds redrawn: uniform in length, tilted from where they were. The dynamics does not see it."""
+        kept = self.positions, self.energies, self.forces, self.virials
+        self.positions = _stretched(self.positions, self._rng)
+        self.energies, self.forces, self.virials = self._evaluate()
+        made = self.frames()
+        self.positions, self.energies, self.forces, self.virials = kept
+        return made
+
     def _evaluate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         shape = self.positions.shape
         batch = Batch(
@@ -146,6 +162,20 @@ class Dynamics:
             answer.conservative.forces.numpy().reshape(shape),
             answer.conservative.virials.numpy().reshape(*shape[:2], 3, 3),
         )
+
+
+def _stretched(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Positions (..., n_atoms, 3) with one O-H bond of some molecules redrawn."""
+    molecules = positions.reshape(-1, 3, 3).copy()  # O H H in turn; molecules are whole
+    chosen = np.flatnonzero(rng.random(len(molecules)) < STRETCHED_SHARE)
+    hydrogens = rng.integers(1, 3, len(chosen))
+    oxygens = molecules[chosen, 0]
+    bonds = molecules[chosen, hydrogens] - oxygens
+    along = bonds / np.linalg.norm(bonds, axis=1, keepdims=True)
+    along = along + STRETCHED_TILT * rng.standard_normal(along.shape)
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    molecules[chosen, hydrogens] = oxygens + rng.uniform(*STRETCHED_LENGTHS, (len(chosen), 1)) * along
+    return molecules.reshape(positions.shape)
 
 
 def _with_plain_labels(atoms: Atoms) -> Atoms:
@@ -186,16 +216,17 @@ def _lattice(condition: Condition, rng: np.random.Generator) -> tuple[np.ndarray
     return cell, positions.reshape(-1, 3)
 
 
-def make_frames(n_frames: int, seed: int, n_molecules: int) -> list[Atoms]:
+def make_frames(n_frames: int, seed: int, n_molecules: int, *, stretched: bool = False) -> list[Atoms]:
     rng = np.random.default_rng([seed, n_molecules])
     dynamics = Dynamics(CONDITIONS[n_molecules], rng)
     temperatures = np.array([condition.temperature for condition in dynamics.conditions])
     dynamics.run(MELTING, np.full_like(temperatures, HOTTEST))
     dynamics.run(RELAXING, temperatures)
-    frames = dynamics.frames()
+    harvest = dynamics.stretched_frames if stretched else dynamics.frames
+    frames = harvest()
     while len(frames) < n_frames:
         dynamics.run(SPACING, temperatures)
-        frames += dynamics.frames()
+        frames += harvest()
     chosen = rng.permutation(len(frames))[:n_frames]
     return [frames[index] for index in chosen]
 
@@ -208,10 +239,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--frames", type=int, default=3000, help="half with 64 molecules, half with 32")
     parser.add_argument("--molecules", type=int, choices=[32, 64], help="boxes of one size only")
+    parser.add_argument("--stretched", action="store_true", help="with O-H bonds of 0.7 to 1.5 A among them")
     arguments = parser.parse_args()
     sizes = [arguments.molecules] if arguments.molecules else [64, 32]
     frames = [
-        frame for n in sizes for frame in make_frames(arguments.frames // len(sizes), arguments.seed, n)
+        frame
+        for n in sizes
+        for frame in make_frames(
+            arguments.frames // len(sizes), arguments.seed, n, stretched=arguments.stretched
+        )
     ]
     order = np.random.default_rng(arguments.seed).permutation(len(frames))
     ase.io.write(arguments.output, [frames[index] for index in order], format="extxyz")
