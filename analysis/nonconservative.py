@@ -133,6 +133,12 @@ def _component(run: Run, role: str) -> Trajectory:
     for index, component in enumerate(facts.components):
         if component.role.startswith(role):
             return _forces_of(run, index)
+    if all(component.role for component in facts.components):
+        asked = " and ".join(sorted({component.role for component in facts.components}))
+        raise MissingOutput(
+            f"{run.name}: f_D - f_C is not known, the input asks for {asked} forces, for {role} ones it does not; a <force "
+            "weight='0'> of them never acts, and forces_component_raw(INDEX){ev/ang} in a <trajectory> writes it"
+        )
     raise MissingOutput(
         f"{run.name}: no force component says that it is {role}; say <parameters>{{forces: {role}}}</parameters> in its "
         "<ffsocket>"

@@ -202,7 +202,7 @@ CAUSES: dict[str, Cause] = {
         ),
         Cause(
             "single precision",
-            lambda e: e.energy_resolution_eV > 0 or e.float32_fft,
+            lambda e: not e.acts_directly and (e.energy_resolution_eV > 0 or e.float32_fft),
             lambda e: (
                 f"energies come in steps of {e.energy_resolution_eV:.2g} eV: single precision"
                 if e.energy_resolution_eV

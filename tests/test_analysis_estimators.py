@@ -546,6 +546,23 @@ def test_components_that_were_not_written_are_named(tmp_path):
         force_difference(run)
 
 
+@pytest.mark.parametrize(
+    ("stated", "advice"),
+    [(True, r"asks for conservative forces, for direct ones it does not; a <force weight='0'>"),
+     (False, r"say <parameters>\{forces: direct\}</parameters>")],
+)  # fmt: skip
+def test_forces_of_a_kind_that_nobody_asked_for_are_not_blamed_on_the_parameters(tmp_path, stated, advice):
+    forces = ("forces_component_raw", "ev/ang", np.zeros((20, 192, 3)))
+    with_trajectories(tmp_path, SETTING, fd=forces, fc=forces)
+    if not stated:
+        text = (tmp_path / "input.xml").read_text()
+        (tmp_path / "input.xml").write_text(
+            text.replace("<parameters>{forces: conservative}</parameters>", "", 1)
+        )
+    with pytest.raises(MissingOutput, match=advice):
+        force_difference(read_run(tmp_path))
+
+
 def test_mismatch_of_estimators_follows_from_the_temperature_of_the_internal_modes(tmp_path):
     from test_analysis_verdicts import ring_polymer_columns
 

@@ -375,6 +375,8 @@ def test_single_precision_energies_are_recognised(tmp_path):
     found = run_of(tmp_path / "single", setting, 2500, 10, **columns)
     assert found.evidence.energy_resolution_eV == pytest.approx(2.0**-14)
     assert "single precision" in causes(verdict(found, "drift"))
+    uncorrected = run_of(tmp_path / "direct", with_(setting, role="direct"), 2500, 10, **columns)
+    assert causes(verdict(uncorrected, "drift")) == ["direct forces"], "what explains the drift a hundredfold"
     columns["potential{electronvolt}"] = exact
     assert run_of(tmp_path / "double", setting, 2500, 10, **columns).evidence.energy_resolution_eV == 0.0
 
