@@ -74,7 +74,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point. An error that a user is meant to read (it has an exit code) ends in one line, any other in a traceback."""
     try:
-        cli()
+        cli(prog_name="forceserver")
     except Exception as error:
         exit_code = getattr(error, "exit_code", None)
         if not isinstance(exit_code, int):

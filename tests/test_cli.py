@@ -45,6 +45,13 @@ def run(
     return type_in
 
 
+def test_the_module_is_the_command() -> None:
+    """Where the scripts of the environment are not on PATH, and with the name under which everybody knows it."""
+    command = [sys.executable, "-m", "forceserver", "run", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Usage: forceserver run" in done.stdout
+
+
 def test_help_needs_no_torch_and_lists_every_command() -> None:
     code = (
         "import sys; sys.argv = ['forceserver', '--help']\n"
