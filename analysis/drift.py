@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.errors import AnalysisError
+from analysis.evidence import LIGHT_CM_PER_FS, PLANCK_CM_K
 from analysis.run import Run
 from analysis.series import Series
 from analysis.statistics import Estimate, slope, standard_deviation
@@ -65,6 +66,28 @@ def bath_heat(run: Run) -> Series:
     if run.facts is not None and run.facts.n_beads > 1:
         rest = rest.minus(run.series("spring"))
     return rest.with_values(rest.values - rest.values[0], unit="eV", name="heat to the bath")
+
+
+def internal_conductance(run: Run) -> float:
+    """Power that one kelvin of excess kinetic temperature drives into the friction of the internal modes, in meV/ps/atom.
+
+    3 k_B sum_{k>0} 2 lambda omega_k, with omega_k = 2 P k_B T/hbar sin(pi k/P): `langevin_power` of every internal mode under
+    PILE (Ceriotti, Parrinello, Markland, Manolopoulos, J. Chem. Phys. 133, 124104 (2010)), and about that of colored noise
+    made for the same springs. 0 for one bead, and without such friction.
+    """
+    facts = run.facts
+    if facts is None or facts.thermostat is None or not facts.thermostat.is_mode_by_mode:
+        return 0.0
+    modes = np.arange(1, facts.n_beads)
+    wavenumbers = (
+        2.0
+        * facts.n_beads
+        * (facts.temperature_K or 0.0)
+        * PLANCK_CM_K
+        * np.sin(np.pi * modes / facts.n_beads)
+    )
+    frictions = 2.0 * facts.thermostat.pile_lambda * 2.0 * np.pi * wavenumbers * LIGHT_CM_PER_FS * 1e3  # 1/ps
+    return float(3.0 * boltzmann() * frictions.sum() * 1e3)
 
 
 def langevin_power(excess_K: Estimate, n_freedom: float, tau_fs: float, n_atoms: int) -> Estimate:

@@ -24,6 +24,7 @@ LOCAL_THERMOSTATS = frozenset(
 GLOBAL_THERMOSTATS = frozenset(
     {"svr", "pile_g", "nm_gle_g"}
 )  # one number for all of (the centroid of) the system
+MODE_THERMOSTATS = frozenset({"pile_l", "pile_g", "nm_gle", "nm_gle_g"})
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,16 @@ class Thermostat:
     mode: str  # i-PI's word: langevin, svr, pile_l, ...
     tau_fs: float  # 0 where the mode has no such number
     noncanonical_modes: frozenset[int] = frozenset()  # normal modes that it holds off k_B T by design
+    pile_lambda: float = 1.0  # of PILE: friction of internal modes over 2 omega_k
 
     @property
     def is_global(self) -> bool:
         return self.mode in GLOBAL_THERMOSTATS
+
+    @property
+    def is_mode_by_mode(self) -> bool:
+        """Whether each internal mode of a ring polymer has a friction of its own, about as strong as its spring."""
+        return self.mode in MODE_THERMOSTATS and self.pile_lambda > 0.0
 
     def __str__(self) -> str:
         return f"{self.mode}, tau {self.tau_fs:g} fs" if self.tau_fs else self.mode
@@ -202,6 +209,7 @@ def _thermostat(field: Any, n_beads: int) -> Thermostat | None:
         mode=mode,
         tau_fs=_in_unit(tau, "time", "femtosecond"),
         noncanonical_modes=_noncanonical_modes(field, n_beads),
+        pile_lambda=float(field.pile_lambda.fetch()),
     )
 
 

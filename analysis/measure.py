@@ -134,10 +134,9 @@ def _energy(run: Run, found: Measurements) -> None:
     )
     found.estimates["drift"] = rate
     found.estimates["fluctuation"] = drift.energy_fluctuation(conserved, n_atoms)
-    bathed = run.facts is not None and run.facts.thermostat is not None
-    found.deviate("throughput" if bathed else "drift", "", rate)
+    _balance(run, found, rate)
     _seams(run, found, conserved)
-    if bathed:
+    if run.facts is not None and run.facts.thermostat is not None:
         with found.attempt():
             found.series["bath_heat"] = drift.bath_heat(run)
             heat = slope(found.series["bath_heat"]).scaled(1e3 / n_atoms, unit=drift.POWER_UNIT)
@@ -148,6 +147,16 @@ def _energy(run: Run, found: Measurements) -> None:
         found.estimates["autocorrelation_time.potential"] = memory
         if run.facts is not None and run.facts.timestep_fs > 0:
             found.estimates["evaluations_per_sample"] = efficiency.evaluations_per_sample(run.facts, memory)
+
+
+def _balance(run: Run, found: Measurements, rate: Estimate) -> None:
+    """The slope of `conserved`, by the rule for its ensemble: under the friction of PILE a step cannot conserve energy."""
+    bathed = run.facts is not None and run.facts.thermostat is not None
+    one_kelvin = drift.internal_conductance(run)
+    if one_kelvin > 0.0:
+        found.deviate("ring throughput", "", rate, one_kelvin)
+    else:
+        found.deviate("throughput" if bathed else "drift", "", rate)
 
 
 def _seams(run: Run, found: Measurements, conserved: Series) -> None:
