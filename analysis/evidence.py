@@ -16,15 +16,13 @@ from analysis.errors import AnalysisError
 from analysis.inputfile import ForceComponent, RunFacts
 from analysis.run import Run
 from analysis.statistics import Estimate
-from analysis.units import boltzmann
+from analysis.units import LIGHT_CM_PER_FS, boltzmann, spring_wavenumber
 
 HYDROGEN_MASSES = (0.9, 3.5)  # amu, anything that vibrates like hydrogen or its isotopes
 STRETCH_INVERSECM = 3700.0  # the fastest vibration with hydrogen of 1 amu
 HEAVY_INVERSECM = 2000.0  # without hydrogen: C-O, C-N, N-N
 HEAVY_MASSES = (11.5, 16.5)  # amu, of C, N and O
 SLOW_INVERSECM = 1000.0  # of everything else
-LIGHT_CM_PER_FS = 2.99792458e-5
-PLANCK_CM_K = 0.695034800  # k_B/(h c), 1/(cm K)
 NET_FORCE_TOLERANCE = 1e-4  # eV/A per atom; six digits of each force round to less
 
 
@@ -171,8 +169,8 @@ def half_period_fs(run: Run, *, springs: bool = False) -> float:
     facts = run.facts
     if springs and facts is not None and facts.n_beads > 1 and facts.temperature_K:
         highest = _beads_of_slowest_force(facts) // 2
-        frequency = 2.0 * facts.n_beads * facts.temperature_K * PLANCK_CM_K
-        wavenumber = math.hypot(wavenumber, frequency * math.sin(math.pi * highest / facts.n_beads))
+        spring = spring_wavenumber(facts.n_beads, facts.temperature_K, highest)
+        wavenumber = math.hypot(wavenumber, spring)
     return 0.5 / (wavenumber * LIGHT_CM_PER_FS)
 
 

@@ -24,7 +24,6 @@ LOCAL_THERMOSTATS = frozenset(
 GLOBAL_THERMOSTATS = frozenset(
     {"svr", "pile_g", "nm_gle_g"}
 )  # one number for all of (the centroid of) the system
-MODE_THERMOSTATS = frozenset({"pile_l", "pile_g", "nm_gle", "nm_gle_g"})
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,14 @@ class Thermostat:
         return self.mode in GLOBAL_THERMOSTATS
 
     @property
-    def is_mode_by_mode(self) -> bool:
-        """Whether each internal mode of a ring polymer has a friction of its own, about as strong as its spring."""
-        return self.mode in MODE_THERMOSTATS and self.pile_lambda > 0.0
+    def is_pile(self) -> bool:
+        """Whether each internal mode of a ring polymer has a friction of its own, `pile_lambda` times twice its frequency."""
+        return self.mode in ("pile_l", "pile_g")
+
+    @property
+    def friction_is_known(self) -> bool:
+        """Not that of colored noise, nor of several thermostats at once."""
+        return self.mode not in ("gle", "nm_gle", "nm_gle_g", "multi")
 
     def __str__(self) -> str:
         return f"{self.mode}, tau {self.tau_fs:g} fs" if self.tau_fs else self.mode
@@ -204,7 +208,7 @@ def _thermostat(field: Any, n_beads: int) -> Thermostat | None:
     mode = str(field.mode.fetch())
     if not mode:
         return None
-    tau = 0.0 if mode == "multiple" else float(field.tau.fetch())
+    tau = 0.0 if mode == "multi" else float(field.tau.fetch())
     return Thermostat(
         mode=mode,
         tau_fs=_in_unit(tau, "time", "femtosecond"),

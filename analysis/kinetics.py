@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.errors import AnalysisError, MissingOutput
-from analysis.evidence import LIGHT_CM_PER_FS, fastest_vibration
+from analysis.evidence import fastest_vibration
 from analysis.run import Run
 from analysis.series import Series
 from analysis.statistics import Estimate, mean, settled, standard_deviation
-from analysis.units import boltzmann
+from analysis.units import LIGHT_CM_PER_FS, boltzmann
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ Units are those of the estimators. Keys of estimates are stable: they are the ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from analysis.run import Run
 from analysis.series import Series
 from analysis.statistics import Estimate, autocorrelation_time, mean, settled, slope
 from analysis.verdicts import Deviation
+
+SMALLEST_POWER = 0.1  # meV/ps/atom, of what is expected to run through the bath of a ring polymer
 
 
 @dataclass
@@ -115,12 +118,12 @@ def _bonds(run: Run, found: Measurements) -> None:
     broken = bonds.broken_bonds(run)
     if broken is None:
         return
+    began = bonds.bond_positions(run).step(0)
+    if began > 0:
+        found.gaps.append(f"bonds are followed from step {began} on, where the positions begin")
     found.broken_bonds = broken
-    subject = (
-        f"{broken[0].name} from step {broken[0].step}, {broken[0].length:.1f} A in the end" if broken else ""
-    )
-    if len(broken) > 1:
-        subject += f", and {len(broken) - 1} more"
+    names = [own.name for own in broken]
+    subject = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
     found.deviate("bonds", subject, Estimate(float(len(broken)), 0.0, "bonds", 1.0), exact=True)
 
 
@@ -150,18 +153,21 @@ def _energy(run: Run, found: Measurements) -> None:
 
 
 def _balance(run: Run, found: Measurements, rate: Estimate) -> None:
-    """The slope of `conserved`, by the rule for its ensemble: under the friction of PILE a step cannot conserve energy."""
+    """The slope of `conserved`, by the rule for its ensemble: what friction makes of every step is no alarm."""
     bath = run.facts.thermostat if run.facts is not None else None
-    one_kelvin = drift.internal_conductance(run)
-    if one_kelvin > 0.0 and bath is not None and bath.noncanonical_modes:
-        found.gaps.append(
-            "power through the bath is not judged: a quantum <C> makes its own (PIGLET on 4 beads, exact forces, 0.5 fs: "
-            "32 meV/ps/atom)"
-        )
-    elif one_kelvin > 0.0:
-        found.deviate("ring throughput", "", rate, one_kelvin)
+    if bath is None or run.facts is None:
+        found.deviate("drift", "", rate)
+    elif run.facts.n_beads == 1 or (bath.friction_is_known and not bath.is_pile):
+        found.deviate("throughput", "", rate)
+    elif bath.is_pile:
+        usual = max(drift.friction_power(run), SMALLEST_POWER)
+        beyond = math.copysign(max(abs(rate.value) - usual, 0.0), rate.value)
+        found.deviate("ring throughput", "", replace(rate, value=beyond), usual)
     else:
-        found.deviate("throughput" if bath is not None else "drift", "", rate)
+        found.gaps.append(
+            f"power through the bath is not judged: how much the friction of '{bath.mode}' makes of every step of a ring polymer "
+            "is not known (PIGLET on 4 beads, exact forces, 0.5 fs: 32 meV/ps/atom)"
+        )
 
 
 def _seams(run: Run, found: Measurements, conserved: Series) -> None:

@@ -60,9 +60,17 @@ def find_molecules(atoms: Atoms, positions: FloatArray, cell: FloatArray) -> Mol
 
 
 def bond_graph(atoms: Atoms, positions: FloatArray, cell: FloatArray) -> IntArray:
-    """Pairs of atoms nearer than 1.25 times the sum of their covalent radii, (n_bonds, 2); arguments of `find_molecules`."""
+    """Pairs of atoms nearer than 1.25 times the sum of their covalent radii, (n_bonds, 2); arguments of `find_molecules`.
+
+    Raises:
+        AnalysisError: positions that are not finite.
+    """
     from vesin import NeighborList
 
+    if not np.isfinite(positions).all():
+        raise AnalysisError(
+            "positions of the first frame are not finite: bonds and molecules cannot be found"
+        )
     radii = bond_radii(atoms)
     neighbors = NeighborList(cutoff=2.0 * BOND_TOLERANCE * float(radii.max()), full_list=False)
     pairs, distance = neighbors.compute(positions, cell, is_periodic(cell), "Pd")
@@ -210,8 +218,17 @@ def _whole(positions: FloatArray, cell: FloatArray) -> FloatArray:
 
 
 def nearest_images(vectors: FloatArray, cell: FloatArray) -> FloatArray:
-    """Vectors (..., 3) between atoms, to the periodic image that is nearest in fractional coordinates."""
+    """Vectors (..., 3) between atoms, to the nearest periodic image.
+
+    Rounding in fractional coordinates finds it in a rectangular cell; in another one the images around that are tried as well.
+    """
     if not is_periodic(cell):
         return vectors
     nearest: FloatArray = vectors - np.round(vectors @ np.linalg.inv(cell)) @ cell
-    return nearest
+    if np.count_nonzero(cell - np.diag(np.diagonal(cell))) == 0:
+        return nearest
+    around = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
+    images = nearest[..., None, :] + around
+    best = np.argmin(np.sum(images**2, axis=-1), axis=-1)
+    chosen: FloatArray = np.take_along_axis(images, best[..., None, None], axis=-2)[..., 0, :]
+    return chosen

@@ -42,7 +42,7 @@ class VerdictModel(_Model):
     """One check."""
 
     rule: str = Field(description="name of the rule in analysis/rules.py")
-    subject: str = Field(description="species, mode, band, pair; empty for the run as a whole")
+    subject: str = Field(description="species, mode, band, pair, bonds; empty for the run as a whole")
     title: str
     status: Literal["pass", "warn", "fail", "too short"]
     deviation: EstimateModel = Field(description="from what was expected")
@@ -72,6 +72,14 @@ class FactsModel(_Model):
     components: list[str] = Field(description="role or name, weight and MTS weights of each force component")
 
 
+class BrokenBondModel(_Model):
+    """A bond of the first frame that is not there in the last."""
+
+    atoms: tuple[int, int] = Field(description="from 0")
+    length: float = Field(description="A, in the last frame")
+    step: int = Field(description="of i-PI, from which on it is too long")
+
+
 class RunModel(_Model):
     """One run."""
 
@@ -81,6 +89,7 @@ class RunModel(_Model):
     facts: FactsModel | None = Field(description="null where no input was found")
     estimates: dict[str, EstimateModel]
     verdicts: list[VerdictModel] = Field(description="the worst first")
+    broken_bonds: list[BrokenBondModel] = Field(description="in the order of breaking")
     gaps: list[str] = Field(description="what could not be computed, why, and what to add to the input")
 
 
@@ -162,5 +171,9 @@ def _run(assessment: Assessment) -> RunModel:
         facts=_facts(run.facts) if run.facts is not None else None,
         estimates={name: _estimate(own) for name, own in assessment.measured.estimates.items()},
         verdicts=[_verdict(own) for own in assessment.verdicts],
+        broken_bonds=[
+            BrokenBondModel(atoms=own.atoms, length=own.length, step=own.step)
+            for own in assessment.measured.broken_bonds
+        ],
         gaps=assessment.measured.gaps,
     )

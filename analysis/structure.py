@@ -88,6 +88,10 @@ def _count(
         for frame in frames:
             block = trajectory.frames(int(frame), int(frame) + 1)
             cell = block.cells[0]
+            if not np.isfinite(block.values).all():
+                raise AnalysisError(
+                    f"g(r) wants finite positions, {trajectory.path.name} has others at step {block.steps[0]}"
+                )
             first, second, distance = neighbors.compute(block.values[0], cell, True, "ijd")
             bins = np.minimum((distance / BIN_WIDTH).astype(np.int64), n_bins - 1)
             low = np.minimum(kinds[first.astype(np.int64)], kinds[second.astype(np.int64)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from functools import cache
 
 from analysis.errors import UnreadableRun
@@ -30,6 +31,8 @@ DERIVED_UNITS: dict[str, tuple[str, str, str]] = {  # dimension -> (numerator, d
     "velocity": ("length", "time", "A/ps"),
 }
 DIMENSIONLESS = frozenset({"", "undefined", "number"})
+LIGHT_CM_PER_FS = 2.99792458e-5
+PLANCK_CM_K = 0.695034800  # k_B/(h c), 1/(cm K)
 
 
 @cache
@@ -110,3 +113,8 @@ def trajectory_dimensions() -> dict[str, str]:
     return {
         name: str(entry.get("dimension", "undefined")) for name, entry in Trajectories().traj_dict.items()
     }
+
+
+def spring_wavenumber(n_beads: int, temperature_K: float, mode: int) -> float:
+    """Of the springs of a normal mode of a ring polymer, omega_k = 2 P k_B T/hbar sin(pi k/P), in 1/cm."""
+    return 2.0 * n_beads * temperature_K * PLANCK_CM_K * math.sin(math.pi * mode / n_beads)

@@ -10,7 +10,7 @@ from analysis.drift import (
     bath_heat,
     energy_drift,
     energy_fluctuation,
-    internal_conductance,
+    friction_power,
     langevin_power,
     svr_power,
 )
@@ -571,7 +571,9 @@ def test_forces_of_a_kind_that_nobody_asked_for_are_not_blamed_on_the_parameters
 
 
 @pytest.mark.parametrize(("pile_lambda", "n_beads"), [(1.0, 8), (0.5, 32)])
-def test_one_kelvin_drives_the_power_of_all_frictions_into_the_internal_modes(tmp_path, pile_lambda, n_beads):
+def test_friction_power_is_that_of_all_internal_modes_at_two_thousandths_of_a_kelvin(
+    tmp_path, pile_lambda, n_beads
+):
     setting = with_(SETTING, n_beads=n_beads, thermostat="pile_l")
     write_clean(tmp_path, setting, 20)
     text = (
@@ -581,10 +583,10 @@ def test_one_kelvin_drives_the_power_of_all_frictions_into_the_internal_modes(tm
     )
     (tmp_path / "input.xml").write_text(text)
     chain = n_beads * K_B * 300.0 / 6.582119569e-4  # 1/ps, P k_B T/hbar
-    exact = 3e3 * K_B * 2.0 * pile_lambda * 2.0 * chain / np.tan(np.pi / (2 * n_beads))
-    assert internal_conductance(read_run(tmp_path)) == pytest.approx(exact, rel=1e-4)
+    exact = 0.002 * 3e3 * K_B * 2.0 * pile_lambda * 2.0 * chain / np.tan(np.pi / (2 * n_beads))
+    assert friction_power(read_run(tmp_path)) == pytest.approx(exact, rel=1e-4)
     write_setting(tmp_path, with_(SETTING, n_beads=n_beads))
-    assert internal_conductance(read_run(tmp_path)) == 0.0, "one friction for all beads"
+    assert friction_power(read_run(tmp_path)) == 0.0, "one friction for all beads"
 
 
 def test_mismatch_of_estimators_follows_from_the_temperature_of_the_internal_modes(tmp_path):
