@@ -140,9 +140,9 @@ def test_molecules_with_broken_bonds_are_counted_once(tmp_path: Path) -> None:
 
 
 def test_stretched_frames_have_bonds_that_no_dynamics_visits_and_the_labels_that_belong_to_them() -> None:
-    few_frames(3)  # sets up the small dynamics
     dataset, evaluate = import_script("make_dataset"), import_script("evaluate")
-    dynamics = dataset.Dynamics(dataset.CONDITIONS[32], np.random.default_rng(2))
+    dataset.N_REPLICAS = 2
+    dynamics = dataset.Dynamics(dataset.CONDITIONS[32][:3], np.random.default_rng(2))
     before = [
         array.copy() for array in (dynamics.positions, dynamics.energies, dynamics.forces, dynamics.virials)
     ]

@@ -23,6 +23,7 @@ import torch
 from ase import Atoms, units
 from numpy.typing import NDArray
 
+from analysis.molecules import nearest_images
 from analysis.statistics import Estimate
 from forceserver.demo.costs import sensible_threads, time_evaluations
 from forceserver.potentials import load_potential
@@ -216,8 +217,7 @@ def stretch(potential: Potential, frames: Sequence[Frame]) -> list[Stretched]:
         structure = frame.structure
         oxygen = 3 * (number % (structure.n_atoms // 3))
         hydrogen = oxygen + 1 + number % 2
-        bond = structure.positions[hydrogen] - structure.positions[oxygen]
-        bond -= np.round(bond @ np.linalg.inv(structure.cell)) @ structure.cell
+        bond = nearest_images(structure.positions[hydrogen] - structure.positions[oxygen], structure.cell)
         along = bond / np.linalg.norm(bond)
         pulled = []
         for length in LENGTHS:
@@ -228,13 +228,10 @@ def stretch(potential: Potential, frames: Sequence[Frame]) -> list[Stretched]:
         own = np.array([_array(answer.energies) for answer in answers])
         energies.append(own - own[:, [LENGTHS.index(BOND)]])
         found = (answers[0].conservative, answers[1].conservative, answers[1].direct)
-        forces.append(
-            [
-                _array(given.forces).reshape(len(LENGTHS), -1, 3)[:, hydrogen] @ along
-                for given in found
-                if given
-            ]
-        )
+        by_length = [
+            _array(given.forces).reshape(len(LENGTHS), -1, 3) for given in found if given is not None
+        ]
+        forces.append([each[:, hydrogen] @ along for each in by_length])
     true_energies, model_energies = np.moveaxis(np.array(energies), 1, 0)  # (n_bonds, n_lengths)
     true, conservative, direct = np.moveaxis(np.array(forces), 1, 0)
     return [
