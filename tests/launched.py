@@ -15,6 +15,7 @@ import numpy as np
 from forceserver.restart import step_of
 from real_ipi import Socket, Workplace
 
+STEPS = 120
 TRAP = "ase:faulty_model:FaultyCalculator"
 WATER = """3
 # CELL(abcABC): 10 10 10 90 90 90 cell{angstrom} positions{angstrom}
@@ -36,6 +37,15 @@ def write_run(
     path = place.write_input(socket or Socket(), structure=place.path / "water.xyz", **changes)
     text = path.read_text().replace("<simulation", EXACT, 1)
     path.write_text(text.replace("</output>", CHECKPOINT) if checkpoint else text)
+    return path
+
+
+def write_state(place: Workplace, name: str, step: int) -> Path:
+    """A state as i-PI leaves it, as far as launch reads it."""
+    path = place.path / name
+    path.write_text(
+        f"<simulation>\n <step>{step}</step>\n <total_steps>{STEPS}</total_steps>\n</simulation>\n"
+    )
     return path
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
-import logging
 import os
 import shutil
 import signal
@@ -25,21 +23,19 @@ from forceserver.attempt import ServerCommand
 from forceserver.commands.handed_on import handed_on
 from forceserver.commands.run import run
 from forceserver.errors import ForceServerError, UsageError
-from forceserver.launch import Ending, LaunchOptions, Pulse, Supervisor, check_devices
+from forceserver.launch import Ending, LaunchOptions, Supervisor, check_devices
 from forceserver.models import BUNDLED
 from forceserver.processes import start_process
-from forceserver.progress import PropertiesTail, _Facts, show_progress
 from forceserver.restart import (
     choose_start,
     finished_before,
-    forget_run,
     note_finished,
-    note_origins,
     read_run_files,
     step_of,
 )
 from forceserver.signals import StopRequest
 from launched import (
+    STEPS,
     TRAP,
     assert_same_run,
     children,
@@ -51,10 +47,10 @@ from launched import (
     wait_for,
     wait_for_step,
     write_run,
+    write_state,
 )
 from real_ipi import BIN, Socket, Workplace, free_port, workplace
 
-STEPS = 120
 SLOWLY = f"{TRAP},pause=0.02"  # long enough for a signal to arrive in the middle
 
 
@@ -626,234 +622,6 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     os.close(reader)
     os.close(writer)
     wait_for(lambda: not is_running(child_id), 10)
-
-
-def test_a_run_that_was_given_a_new_server_may_be_silent_for_a_while_and_no_longer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("forceserver.launch.time.monotonic", lambda: now[0])
-    pulse = Pulse(None)
-    for now[0] in (40.0, 41.0, 42.0):  # 40 s to load the model, then a row each second
-        pulse.beat()
-    now[0] = 1e6
-    assert not pulse.has_stopped()  # without --stall nobody knows how long a step may take
-    pulse.expect_a_beat()
-    now[0] += 119.0
-    assert not pulse.has_stopped()
-    now[0] += 2.0
-    assert pulse.has_stopped()
-    pulse.beat()
-    now[0] += 1e6
-    assert not pulse.has_stopped()
-
-
-def test_how_long_rows_take_is_known_after_two_of_one_attempt_and_never_forgotten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("forceserver.launch.time.monotonic", lambda: now[0])
-    pulse = Pulse(None)
-
-    def is_given_up_after(seconds: float) -> bool:
-        pulse.expect_a_beat()
-        now[0] += seconds
-        return pulse.has_stopped()
-
-    assert not is_given_up_after(1e6)  # the model loads
-    pulse.start()
-    now[0] += 5.0
-    pulse.beat()  # step 0
-    assert not is_given_up_after(1e6)  # the first steps are done, nobody knows how fast
-    for _ in range(2):
-        pulse.start()
-        now[0] += 5.0
-        pulse.beat()
-    now[0] += 95.0
-    assert not is_given_up_after(5.0)
-    pulse.beat()  # 100 s after the row before, whatever happened in between
-    assert not is_given_up_after(299.0)
-    assert is_given_up_after(301.0)
-    pulse.start()
-    assert not is_given_up_after(299.0)
-    assert is_given_up_after(301.0)
-
-
-# The folder of a run, without any process.
-
-
-def rewritten_as_json(path: Path) -> Path:
-    """The same input in i-PI's other format."""
-    from ipi.utils.io.inputs.io_json import xmlnode_to_json
-    from ipi.utils.io.inputs.io_xml import xml_parse_string
-
-    as_json = path.with_suffix(".json")
-    as_json.write_text(json.dumps(xmlnode_to_json(xml_parse_string(path.read_text())), indent=1))
-    path.unlink()
-    return as_json
-
-
-def write_state(place: Workplace, name: str, step: int) -> Path:
-    path = place.path / name
-    path.write_text(
-        f"<simulation>\n <step>{step}</step>\n <total_steps>{STEPS}</total_steps>\n</simulation>\n"
-    )
-    return path
-
-
-def test_the_state_that_stands_furthest_is_continued_with_the_steps_of_the_input(place: Workplace) -> None:
-    path = write_run(place, steps=STEPS, checkpoint=True)
-    assert choose_start(path).path == path
-    write_state(place, "RESTART", 20)
-    write_state(place, "simulation.chk", 35)
-    path.write_text(path.read_text().replace(f"<total_steps>{STEPS}<", "<total_steps>500<"))
-    start = choose_start(path)
-    assert (start.path.name, start.step) == ("CONTINUE.xml", 35)
-    assert "<total_steps>500</total_steps>" in start.path.read_text()
-    assert read_run_files(path).total_steps == 500
-
-
-@pytest.mark.parametrize("form", ["xml", "json"])
-def test_comments_and_layout_are_no_change_of_an_input(place: Workplace, form: str) -> None:
-    path = write_run(place, steps=STEPS)
-    if form == "json":
-        path = rewritten_as_json(path)
-    choose_start(path)
-    write_state(place, "RESTART", STEPS)
-    text = path.read_text()
-    if form == "json":
-        path.write_text(text.replace(f'"total_steps": "{STEPS}"', '"total_steps":    "500"'))
-    else:
-        path.write_text(
-            text.replace(f"<total_steps>{STEPS}", "<!-- more -->\n<total_steps> 500 <!-- of 0.5 fs -->")
-        )
-    assert path.read_text() != text
-    assert choose_start(path).step == STEPS
-    assert "<total_steps>500</total_steps>" in place.read("CONTINUE.xml")
-
-
-def test_a_state_is_no_input(place: Workplace) -> None:
-    path = write_run(place, steps=STEPS)
-    path.rename(place.path / "RESTART")
-    with pytest.raises(UsageError, match="is written anew by i-PI as the run goes on; start from a copy: cp"):
-        choose_start(place.path / "RESTART")
-
-
-def test_fresh_keeps_the_states_of_all_earlier_runs(place: Workplace) -> None:
-    path = write_run(place, steps=STEPS)
-    for step in (10, 20, 30):
-        choose_start(path)
-        write_state(place, "RESTART", step)
-        forget_run(path)
-    kept = [place.path / f"RESTART.old{number}" for number in ("", "2", "3")]
-    assert [step_of(each) for each in kept] == [10, 20, 30]
-
-
-def test_half_a_checkpoint_is_no_state_and_the_last_continuation_stands_in(place: Workplace) -> None:
-    path = write_run(place, steps=STEPS)
-    choose_start(path)
-    restart = write_state(place, "RESTART", 20)
-    choose_start(path)
-    restart.write_text(restart.read_text()[:40])  # i-PI was killed while it wrote
-    assert step_of(restart) is None
-    assert choose_start(path).step == 20
-
-
-def test_a_checkpoint_with_bytes_that_are_no_text_is_no_state(place: Workplace) -> None:
-    path = write_run(place, steps=STEPS)
-    choose_start(path)
-    write_state(place, "RESTART", 20)
-    choose_start(path)
-    restart = place.path / "RESTART"
-    restart.write_bytes(restart.read_bytes().replace(b"<total", b"\xff\xfe\x80<total"))
-    assert step_of(restart) is None
-    assert choose_start(path).step == 20
-
-
-def test_a_changed_input_is_refused_and_fresh_puts_the_old_states_aside(place: Workplace) -> None:
-    path = write_run(place, steps=STEPS, checkpoint=True)
-    choose_start(path)
-    for name in ("RESTART", "simulation.chk"):
-        write_state(place, name, 20)
-    path.write_text(path.read_text().replace("0.5 </timestep>", "0.25 </timestep>"))
-    with pytest.raises(UsageError, match="was changed since this run began"):
-        choose_start(path)
-    forget_run(path)
-    assert choose_start(path).step == 0
-    assert (place.path / "RESTART.old").exists()
-
-
-def test_another_model_and_another_structure_are_said_once(
-    place: Workplace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("forceserver"), "propagate", True)
-    path, file = write_run(place, steps=STEPS, checkpoint=True), place.path / "model.pt"
-    file.write_text("weights")
-
-    def said(model: str) -> str:
-        caplog.clear()
-        choose_start(path)
-        note_origins(path, model)
-        return caplog.text
-
-    assert not said(f"{file},variant=a")
-    write_state(place, "RESTART", 20)
-    file = file.rename(place.path / "moved.pt")
-    assert not said(f"{file},variant=a"), "the same file, elsewhere"
-    assert f"another model: {file},variant=b in place of {file},variant=a." in said(f"{file},variant=b")
-    file.write_text("other weights")
-    assert f"another model: {file},variant=b was changed. `conserved` jumps" in said(f"{file},variant=b")
-    structure = place.path / "structure.xyz"
-    structure.write_text(structure.read_text().replace("0.3\n", "0.4\n"))
-    assert "structure.xyz was changed since this run began" in said(f"{file},variant=b")
-    assert not said(f"{file},variant=b")
-    structure.unlink()
-    assert not said(f"{file},variant=b")
-    record = json.loads(place.read(".forceserver.json"))
-    (place.path / ".forceserver.json").write_text(
-        json.dumps({each: record[each] for each in ("input", "sha256")})
-    )
-    assert not said("harmonic:k=2.0"), "a record of an older version"
-    assert "another model: noop in place of harmonic:k=2.0" in said("noop")
-
-
-def test_a_restart_of_a_run_that_launch_did_not_start_is_refused(place: Workplace) -> None:
-    path = write_run(place, steps=STEPS)
-    write_state(place, "RESTART", 20)
-    with pytest.raises(UsageError, match="not started with `launch`"):
-        choose_start(path)
-
-
-def test_progress_is_read_from_new_complete_rows_only(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    head = "# column   1     --> step : The current step.\n# column   2     --> temperature{kelvin} : T.\n"
-    path.write_text(f"{head} 7 300.0\n")
-    tail = PropertiesTail(path)
-    assert not tail.refresh()  # of the run before
-    with path.open("a") as file:
-        file.write(" 8 310.0\n 9 32")
-    assert tail.refresh()
-    assert (tail.step, tail.row["temperature{kelvin}"]) == (8, 310.0)
-
-
-def test_progress_has_speed_temperature_and_drift_and_in_a_narrow_terminal_the_steps(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("forceserver.progress.time.monotonic", lambda: now[0])
-    facts = _Facts()
-    row = {"temperature{kelvin}": 300.4, "conserved{electronvolt}": 1.0}
-    assert facts.describe(10, dict(row)) == "300 K, conserved +0.0 meV"
-    now[0] += 5.0
-    row["conserved{electronvolt}"] = 1.0012
-    assert facts.describe(20, row) == "2.0 steps/s, 300 K, conserved +1.2 meV"
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "24")
-    # Those of other tests hold closed streams.
-    monkeypatch.setattr(logging.getLogger("forceserver"), "handlers", [])
-    with show_progress("input.xml", 3000) as watch:
-        watch(430, PropertiesTail(tmp_path / "out"))
-    assert "430/3000 steps" in capsys.readouterr().err
 
 
 # Faults at random.
