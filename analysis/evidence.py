@@ -23,6 +23,7 @@ STRETCH_INVERSECM = 3700.0  # the fastest vibration with hydrogen of 1 amu
 HEAVY_INVERSECM = 2000.0  # without hydrogen: C-O, C-N, N-N
 HEAVY_MASSES = (11.5, 16.5)  # amu, of C, N and O
 SLOW_INVERSECM = 1000.0  # of everything else
+CLEAR_SIGMAS = 3.0  # below it a cause is not said to be there
 NET_FORCE_TOLERANCE = 1e-4  # eV/A per atom; six digits of each force round to less
 
 
@@ -58,6 +59,12 @@ class Evidence:
     @property
     def near_resonance(self) -> bool:
         return self.inner_steps > 1 and self.outer_step_fs > 0.95 * self.outer_half_period_fs
+
+    @property
+    def modes_are_at_the_target(self) -> bool:
+        """As far as is known: their temperature explains nothing of a mismatch of kinetic energies."""
+        accounted = self.mismatch_from_modes
+        return accounted is not None and abs(accounted.sigmas_from(0.0)) < CLEAR_SIGMAS
 
     @property
     def has_net_force(self) -> bool:

@@ -225,7 +225,7 @@ CAUSES: dict[str, Cause] = {
         ),
         Cause(
             "internal modes",
-            lambda e: e.n_beads > 1,
+            lambda e: e.n_beads > 1 and not e.modes_are_at_the_target,
             lambda e: (
                 "the internal modes of the ring polymer are not at the target: "
                 f"their temperature accounts for {e.mismatch_from_modes or 'an unknown part'}"
