@@ -56,6 +56,38 @@ def test_water_pet_has_learnt_its_direct_stress() -> None:
     np.testing.assert_allclose(direct, own, atol=2.5)
 
 
+@pytest.mark.parametrize("molecule", [0, 21, 42, 63])
+def test_water_pet_pulls_back_bonds_that_only_the_beads_of_long_runs_reach(molecule: int) -> None:
+    """Weights that had seen no bond beyond 1.27 A pushed H away from there by 15 eV/A, and ring polymers lost their molecules."""
+    pytest.importorskip("metatomic.torch")
+    box, oxygen, hydrogen = water64(), 3 * molecule, 3 * molecule + 1
+    bond = box.positions[hydrogen] - box.positions[oxygen]
+    along = bond / np.linalg.norm(bond)
+    lengths = np.array([0.75, 0.8, 0.85, 0.9, 1.05, 1.1, 1.2, 1.25, 1.3, 1.35, 1.4])
+    pulled = []
+    for length in lengths:
+        positions = box.positions.copy()
+        positions[hydrogen] = positions[oxygen] + length * along
+        pulled.append(replace(box, positions=positions))
+    batch = Batch.from_structures(pulled, dtype=torch.float32, device=torch.device("cpu"))
+    want = frozenset({CONSERVATIVE, DIRECT})
+    found, truth = load_potential("water-pet")(batch, want), load_potential("qtip4pf")
+    exact = truth(
+        replace(batch, positions=batch.positions.double(), cells=batch.cells.double()), want - {DIRECT}
+    )
+    assert found.conservative is not None
+    assert found.direct is not None
+    assert exact.conservative is not None
+    true, conservative, direct = (
+        given.forces.numpy().reshape(len(lengths), -1, 3)[:, hydrogen] @ along
+        for given in (exact.conservative, found.conservative, found.direct)
+    )
+    np.testing.assert_array_equal(np.sign(conservative), np.sign(true))
+    np.testing.assert_array_equal(np.sign(direct), np.sign(true))
+    np.testing.assert_allclose(conservative, true, atol=1.0, rtol=0.2)
+    np.testing.assert_allclose(direct, true, atol=1.0, rtol=0.2)
+
+
 @pytest.mark.parametrize("model", BUNDLED.values(), ids=BUNDLED)
 def test_a_bundled_model_is_small_and_has_its_card(model: BundledModel) -> None:
     assert model.find().stat().st_size <= LARGEST_FILE
