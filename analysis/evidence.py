@@ -46,6 +46,7 @@ class Evidence:
     tau_fs: float
     target_K: float
     n_beads: int
+    splitting: str  # of Langevin dynamics: obabo, baoab; "" without an input
     n_seams: int
     fixcom: bool
     float32_fft: bool
@@ -115,6 +116,7 @@ def gather(
         tau_fs=thermostat.tau_fs if thermostat is not None else 0.0,
         target_K=run.target_K or 0.0,
         n_beads=facts.n_beads if facts is not None else 1,
+        splitting=facts.splitting if facts is not None else "",
         n_seams=max((len(table.rewinds) for table in run.tables), default=0),
         fixcom=facts is not None and facts.fixcom,
         float32_fft=facts is not None and facts.float32_fft and facts.n_beads > 1,
