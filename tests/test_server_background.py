@@ -107,7 +107,16 @@ def test_bad_forces_for_one_leave_what_is_under_way_for_another_alone(tmp_path: 
 
 
 def test_who_asks_to_stop_gets_it_when_all_that_is_under_way_is_answered() -> None:
-    potential = Held()
+    class Both(Held):
+        """Begun is what is under way for both; a stop before that would find one of them in its handshake."""
+
+        have_begun = threading.Barrier(2)
+
+        def __call__(self, batch: Batch, want: frozenset[ForceKind]) -> Evaluation:
+            self.have_begun.wait(20.0)
+            return super().__call__(batch, want)
+
+    potential = Both()
     servers: list[Server] = []
 
     def asked(peers: list[Peer]) -> None:
