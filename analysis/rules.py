@@ -242,7 +242,8 @@ CAUSES: dict[str, Cause] = {
                 "forces K_cv - K_td is 2.1(3) meV/atom at 0.5 fs and -0.1(7) at 0.25 fs"
             ),
             lambda e: (
-                f"compare with a run of {0.5 * e.inner_step_fs:g} fs: the error goes with the square of the step"
+                "write <dynamics splitting='baoab'>, whose positions are right at that step (0.1(3) there; momenta are too cold "
+                f"instead), or compare with a run of {0.5 * e.inner_step_fs:g} fs: the error goes with the square of the step"
             ),
         ),
         Cause(
