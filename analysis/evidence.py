@@ -46,6 +46,7 @@ class Evidence:
     tau_fs: float
     target_K: float
     n_beads: int
+    has_quantum_noise: bool  # internal modes of a ring polymer held off k_B T by a quantum <C>
     splitting: str  # of Langevin dynamics: obabo, baoab; "" without an input
     n_seams: int
     fixcom: bool
@@ -116,6 +117,7 @@ def gather(
         tau_fs=thermostat.tau_fs if thermostat is not None else 0.0,
         target_K=run.target_K or 0.0,
         n_beads=facts.n_beads if facts is not None else 1,
+        has_quantum_noise=facts is not None and any(mode > 0 for mode in facts.noncanonical_modes),
         splitting=facts.splitting if facts is not None else "",
         n_seams=max((len(table.rewinds) for table in run.tables), default=0),
         fixcom=facts is not None and facts.fixcom,

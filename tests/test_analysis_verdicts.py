@@ -313,6 +313,7 @@ def test_quantum_thermostat_is_judged_by_its_classical_centroid_only(tmp_path):
     columns["temperature(nm=0){kelvin}"] += 15.0
     hot = run_of(tmp_path / "hot", PIGLET, 5000, 7, **columns)
     assert verdict(hot, "modes", "centroid").status == "fail"
+    assert causes(verdict(hot, "modes", "centroid"))[0] == "quantum noise"
 
 
 @pytest.mark.parametrize("matrices", ["", gle(1200.0, 1200.0, 1200.0, 1200.0)])
