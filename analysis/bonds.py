@@ -17,9 +17,7 @@ from analysis.series import FloatArray, IntArray
 from analysis.trajectories import Trajectory
 
 MAX_FRAMES = 500  # spread evenly over the run, at first
-BREAKING = (
-    1.6  # times the sum of the covalent radii: 1.55 A for O-H, 8 standard deviations of its zero-point motion
-)
+BREAKING = 1.6  # times the sum of the covalent radii: 1.55 A for O-H, 8 sd of its zero-point motion
 STRETCH = 0.5  # A, at least: H-H
 NON_METALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Se", "Br", "I"})
 
@@ -66,8 +64,10 @@ def broken_bonds(run: Run) -> list[BrokenBond] | None:
     ending = (_lengths(positions, int(frame), bonds) for frame in frames[::-1])
     last = next(lengths for lengths in ending if np.isfinite(lengths).all())  # the first frame at the latest
     gone = last > longest
+    if not gone.any():
+        return []
     bonds, longest, last = bonds[gone], longest[gone], last[gone]
-    is_whole = np.array([_lengths(positions, int(frame), bonds) <= longest for frame in frames if len(bonds)])
+    is_whole = np.array([_lengths(positions, int(frame), bonds) <= longest for frame in frames])
     steps = []
     for number, bond in enumerate(bonds):
         latest = int(np.flatnonzero(is_whole[:, number])[-1])

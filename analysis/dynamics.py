@@ -13,7 +13,7 @@ import numpy as np
 from analysis.errors import AnalysisError, MissingOutput, TooShort
 from analysis.evidence import fastest_vibration
 from analysis.kinetics import degrees_of_freedom
-from analysis.molecules import Molecules, centre_quantities, find_molecules
+from analysis.molecules import Molecules, centre_quantities, find_molecules, nearest_images
 from analysis.run import Run
 from analysis.series import FloatArray
 from analysis.statistics import Estimate, from_blocks
@@ -182,13 +182,7 @@ def centres(run: Run, trajectory: Trajectory, molecules: Molecules, stride: int)
     found, last, path = [], None, None
     for block in trajectory.blocks(stride=stride):
         for where, cell in zip(block.values, block.cells, strict=True):
-            if last is None or path is None:
-                path = where.copy()
-            else:
-                move = where - last
-                if np.abs(np.linalg.det(cell)) > 0:
-                    move = move - np.round(move @ np.linalg.inv(cell)) @ cell
-                path = path + move
+            path = where if last is None or path is None else path + nearest_images(where - last, cell)
             last = where
             centre = np.stack(
                 [np.bincount(owner, weights=masses * path[:, axis]) for axis in range(3)], axis=1

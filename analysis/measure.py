@@ -155,19 +155,20 @@ def _energy(run: Run, found: Measurements) -> None:
 def _balance(run: Run, found: Measurements, rate: Estimate) -> None:
     """The slope of `conserved`, by the rule for its ensemble: what friction makes of every step is no alarm."""
     bath = run.facts.thermostat if run.facts is not None else None
-    if bath is None or run.facts is None:
+    is_ring = run.facts is not None and run.facts.n_beads > 1
+    if bath is None:
         found.deviate("drift", "", rate)
-    elif run.facts.n_beads == 1 or (bath.friction_is_known and not bath.is_pile):
-        found.deviate("throughput", "", rate)
-    elif bath.is_pile:
+    elif is_ring and bath.is_pile:
         usual = max(drift.friction_power(run), SMALLEST_POWER)
         beyond = math.copysign(max(abs(rate.value) - usual, 0.0), rate.value)
         found.deviate("ring throughput", "", replace(rate, value=beyond), usual)
-    else:
+    elif is_ring and not bath.friction_is_known:
         found.gaps.append(
             f"power through the bath is not judged: how much the friction of '{bath.mode}' makes of every step of a ring polymer "
-            "is not known (PIGLET on 4 beads, exact forces, 0.5 fs: 32 meV/ps/atom)"
+            "is not known (PIGLET on 4 beads, exact forces, 0.5 fs: 33 meV/ps/atom)"
         )
+    else:
+        found.deviate("throughput", "", rate)
 
 
 def _seams(run: Run, found: Measurements, conserved: Series) -> None:

@@ -220,15 +220,18 @@ def _whole(positions: FloatArray, cell: FloatArray) -> FloatArray:
 def nearest_images(vectors: FloatArray, cell: FloatArray) -> FloatArray:
     """Vectors (..., 3) between atoms, to the nearest periodic image.
 
-    Rounding in fractional coordinates finds it in a rectangular cell; in another one the images around that are tried as well.
+    Rounding in fractional coordinates finds it for whatever is shorter than half the smallest height of the cell; of longer
+    vectors the images around that are tried as well.
     """
     if not is_periodic(cell):
         return vectors
-    nearest: FloatArray = vectors - np.round(vectors @ np.linalg.inv(cell)) @ cell
-    if np.count_nonzero(cell - np.diag(np.diagonal(cell))) == 0:
-        return nearest
-    around = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
-    images = nearest[..., None, :] + around
-    best = np.argmin(np.sum(images**2, axis=-1), axis=-1)
-    chosen: FloatArray = np.take_along_axis(images, best[..., None, None], axis=-2)[..., 0, :]
-    return chosen
+    inverse = np.linalg.inv(cell)
+    nearest: FloatArray = vectors - np.round(vectors @ inverse) @ cell
+    smallest_height = 1.0 / np.linalg.norm(inverse, axis=0).max()
+    far = np.linalg.norm(nearest, axis=-1) > 0.5 * smallest_height
+    if far.any():
+        around = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * 3, indexing="ij"), -1).reshape(-1, 3) @ cell
+        images = nearest[far][:, None] + around
+        best = np.argmin(np.sum(images**2, axis=-1), axis=-1)
+        nearest[far] = images[np.arange(len(images)), best]
+    return nearest

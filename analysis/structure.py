@@ -11,6 +11,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 
 from analysis.errors import AnalysisError, TooShort
+from analysis.molecules import is_periodic
 from analysis.run import Run
 from analysis.series import FloatArray
 from analysis.statistics import Estimate
@@ -56,7 +57,7 @@ def radial_distributions(run: Run) -> dict[tuple[str, str], RadialDistribution]:
     if n_frames < 2 * N_BLOCKS:
         raise TooShort(f"g(r) wants at least {2 * N_BLOCKS} frames of positions, got {n_frames}")
     heights = 1.0 / np.linalg.norm(np.linalg.pinv(trajectories[0].cell(0)), axis=0)
-    if abs(np.linalg.det(trajectories[0].cell(0))) == 0.0:
+    if not is_periodic(trajectories[0].cell(0)):
         raise AnalysisError("g(r) wants a periodic cell, the trajectory has none")
     reach = min(MAX_DISTANCE, 0.5 * float(heights.min()))
     edges = np.arange(0.0, reach + 1e-9, BIN_WIDTH)
