@@ -70,8 +70,13 @@ class Estimate:
         """The same estimate measured from another zero."""
         return Estimate(self.value + offset, self.error, self.unit, self.n_effective)
 
+    @property
+    def number(self) -> str:
+        """Value and error without the unit, for a table whose head has it."""
+        return format_uncertain(self.value, self.error)
+
     def __str__(self) -> str:
-        return f"{format_uncertain(self.value, self.error)} {self.unit}".rstrip()
+        return f"{self.number} {self.unit}".rstrip()
 
 
 def errors_of(sigmas: float, n_effective: float) -> float:

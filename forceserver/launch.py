@@ -126,6 +126,11 @@ class Supervisor:
         limit = options.time_limit_seconds
         self._deadline = None if limit is None else time.monotonic() + limit
 
+    @property
+    def n_steps(self) -> int:
+        """Of i-PI, as far as is known: by its rows of output and by what it saved."""
+        return max(self._furthest, 0)
+
     def run(self) -> Ending:
         """
         Raises:

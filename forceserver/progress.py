@@ -21,6 +21,7 @@ COLUMN_NEEDS = (
     90,
     110,
 )  # characters of a terminal in which steps, time left, facts, bar and title have room
+Show = Callable[[int, Mapping[str, float]], None]  # told the step and the last row of properties
 COLUMN = re.compile(r"#\s*col(?:umn|s\.)\s+(\d+)(?:-\d+)?\s*-->\s*(\S+)")
 
 
@@ -82,11 +83,12 @@ def show_progress(title: str, total_steps: int) -> Iterator[Callable[[int, Prope
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    facts = _Facts()
     screen = Console(stderr=True)
     if not screen.is_terminal:
-        yield lambda step, tail: facts.log_sometimes(title, step, total_steps, tail.row)
+        log_sometimes = _lines(title, total_steps)
+        yield lambda step, tail: log_sometimes(step, tail.row)
         return
+    facts = _Facts()
     columns = [
         TextColumn("{task.completed:.0f}/{task.total:.0f} steps"), TimeRemainingColumn(),
         TextColumn("{task.fields[facts]}"), BarColumn(), TextColumn("{task.description}"),
@@ -95,6 +97,34 @@ def show_progress(title: str, total_steps: int) -> Iterator[Callable[[int, Prope
     with Progress(*shown, console=screen) as progress, _log_above_the_bar():
         task = progress.add_task(title, total=total_steps, facts="")
         yield lambda step, tail: progress.update(task, completed=step, facts=facts.describe(step, tail.row))
+
+
+@contextmanager
+def show_runs() -> Iterator[Callable[[str, int], Show]]:
+    """The same for several runs side by side: a bar for each, or lines; each is made from its title and its number of steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield _lines
+        return
+    columns = [
+        TextColumn("{task.description:16s}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TimeRemainingColumn(),
+    ]  # fmt: skip
+    with Progress(*columns, console=screen) as progress, _log_above_the_bar():
+
+        def add(title: str, total_steps: int) -> Show:
+            task = progress.add_task(title, total=total_steps)
+            return lambda step, row: progress.update(task, completed=step)
+
+        yield add
+
+
+def _lines(title: str, total_steps: int) -> Show:
+    facts = _Facts()
+    return lambda step, row: facts.log_sometimes(title, step, total_steps, row)
 
 
 @contextmanager

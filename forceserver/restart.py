@@ -179,7 +179,7 @@ def note_origins(input_path: Path, model: str) -> None:
         model: MODEL of the servers, its paths absolute.
     """
     record = read_record(input_path.parent / RECORD)
-    sha256, structures = _fingerprint_of_model(model), dict(_structures(input_path))
+    sha256, structures = fingerprint_of_model(model), dict(_structures(input_path))
     if record.get("model_sha256", sha256) != sha256:
         what = (
             f"{model} in place of {record['model']}" if model != record["model"] else f"{model} was changed"
@@ -213,8 +213,8 @@ def _remember(input_path: Path) -> None:
     _write_record(input_path, {"input": input_path.name, "sha256": _fingerprint(input_path)})
 
 
-def _fingerprint_of_model(model: str) -> str:
-    """Of what its file holds, wherever that lies, and of its options."""
+def fingerprint_of_model(model: str) -> str:
+    """Of what its file holds, wherever that lies, and of its options; the code behind an `ase:` model is not looked at."""
     scheme, options = parse(model, schemes=LOADERS, bundled=BUNDLED)
     name = options.pop(POSITIONAL, "")
     content = _sha256(Path(name)) if Path(name).is_file() else name

@@ -14,13 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from forceserver.commands.demo import by_hand, demo
 from forceserver.demo import costs, findings, stops, tour
 from forceserver.demo.costs import sensible_threads
 from forceserver.demo.findings import Finding, rows_of, show_page
 from forceserver.demo.stops import STOPS, Stop, duration_text, expected_seconds
-from forceserver.demo.tour import MARKER, Tour, finish, run_tour, seconds_per_step
+from forceserver.demo.tour import LONG_PS, MARKER, Outcome, Tour, finish, run_tour, seconds_per_step
 from forceserver.errors import ForceServerError, UsageError
+from forceserver.models import BundledModel
+from forceserver.run_folder import LOCK, locked
 from forceserver.structure_files import read_structure, to_structure
 from ipi_inputs import lint
 from launched import wait_for
@@ -68,7 +72,7 @@ def test_a_short_tour_runs_and_reports(
     page = findings.write_findings(found, folder)
     findings.print_findings(found, MODEL)
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80
+    assert "NVE direct" in out
     direct, mts = rows_of(found)
     assert direct[:3] == ("NVE direct", "300", "0.15"), "fifteen times its share"
     assert mts[:3] == ("NVE MTS 4", "16", "0.03")
@@ -78,6 +82,17 @@ def test_a_short_tour_runs_and_reports(
     assert lines[2] == f"| {' | '.join(direct)} |"
     assert "1-nve-direct" in page.read_text()
     assert (folder / "demo.png").stat().st_size > 5000
+
+
+def test_the_widest_table_fits_an_old_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows as wide as those of the full tour in the README."""
+    row = ("NVE conservative", "20000", "10.00", "0.24", "-0.0021(17)", "295.0(1.7)", "300.8(7)", "too short")
+    monkeypatch.setattr(findings, "rows_of", lambda found: [row])
+    monkeypatch.setenv("COLUMNS", "80")
+    findings.print_findings([Finding(Outcome(STOPS[0], Path(), 1, math.nan), None)], "water-pet")
+    assert " ".join(row) in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
@@ -116,9 +131,10 @@ def test_a_run_that_breaks_off_is_a_row_and_not_the_end(
     take(monkeypatch, "NVE MTS 4", "NVE conservative")
     done, broken = tmp_path / "tour" / "1-nve-mts-4", tmp_path / "tour" / "2-nve-conservative"
     asked = Tour(f"{faulty},when={tmp_path}/now", 0.05)
+    done.parent.mkdir()
     tour._take_folder(asked, tmp_path / "tour")
     done.mkdir()
-    (done / "ended.json").write_text(json.dumps({"seconds_per_fs": 0.1, "failure": ""}))
+    (done / "ended.json").write_text(json.dumps({"seconds_per_fs": 0.1}))
 
     def spoil() -> None:
         properties = broken / "demo.properties"
@@ -133,7 +149,12 @@ def test_a_run_that_breaks_off_is_a_row_and_not_the_end(
     assert "server 1 ended with code 1" in outcomes[1].failure
     row = rows_of([Finding(outcomes[1], None)])[0]
     assert row[-1] == "broke off"
-    assert run_tour(asked, tmp_path / "tour")[1].failure == outcomes[1].failure, "it is not tried again"
+    assert 0 < int(row[1]) < BY_TITLE["NVE conservative"].n_steps(0.05), "the steps that it has made"
+    (tmp_path / "now").unlink()
+    again = run_tour(asked, tmp_path / "tour")[1]
+    assert again.failure == "", "what killed it is gone: the same command goes on"
+    assert (broken / "CONTINUE.xml").exists()
+    assert rows_of([Finding(again, None)])[0][1] == "100"
 
 
 def test_what_fails_at_the_first_stop_ends_the_tour(
@@ -156,7 +177,7 @@ def test_what_can_be_no_folder_is_a_usage_error(name: str, tmp_path: Path) -> No
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "else")
     with pytest.raises(UsageError, match="is no folder and cannot be made one"):
-        tour._take_folder(Tour(MODEL, 0.02), tmp_path / name)
+        run_tour(Tour(MODEL, 0.02), tmp_path / name)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -175,9 +196,10 @@ def test_a_folder_that_is_a_link_or_where_we_are_is_emptied_and_stays(
     (real / "1-nve").mkdir()
     (real / "1-nve" / "RESTART").touch()
     (real / "linked").symlink_to(tmp_path / "elsewhere")
+    (real / LOCK).touch()
     finish(asked, Path(place))
     tour._take_folder(asked, Path(place))
-    assert [file.name for file in real.iterdir()] == [MARKER]
+    assert {file.name for file in real.iterdir()} == {MARKER, LOCK}
     assert (real / MARKER).read_text() == asked.identity()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "elsewhere" / "thesis.tex").exists()
@@ -194,6 +216,7 @@ def test_a_model_that_cannot_be_costs_no_folder_and_no_earlier_tour(
         run_tour(Tour(model, 0.02), tmp_path / "tour")
     assert not (tmp_path / "tour").exists()
     finished = Tour(MODEL, 0.02)
+    (tmp_path / "tour").mkdir()
     tour._take_folder(finished, tmp_path / "tour")
     state = leave_state(tmp_path / "tour", 100)
     finish(finished, tmp_path / "tour")
@@ -210,16 +233,14 @@ def leave_state(folder: Path, step: int) -> Path:
     return state
 
 
-@pytest.mark.parametrize(
-    "other", [Tour(MODEL, 0.03), Tour("water-pet", 0.02), Tour(MODEL, 10.0, is_full=True)]
-)
-@pytest.mark.parametrize("first", [Tour(MODEL, 0.02), Tour(MODEL, 0.02, is_full=True)])
-def test_neither_an_unfinished_tour_nor_a_full_one_is_thrown_away(
+@pytest.mark.parametrize("other", [Tour(MODEL, 0.03), Tour("water-pet", 0.02), Tour(MODEL, 10.0)])
+@pytest.mark.parametrize("first", [Tour(MODEL, 0.02), Tour(MODEL, LONG_PS)])
+def test_neither_an_unfinished_tour_nor_a_long_one_is_thrown_away(
     first: Tour, other: Tour, tmp_path: Path
 ) -> None:
     tour._take_folder(first, tmp_path)
     state = leave_state(tmp_path, 100)
-    if first.is_full:
+    if first.is_long:
         finish(first, tmp_path)
     with pytest.raises(UsageError, match="holds another tour"):
         tour._take_folder(other, tmp_path)
@@ -245,12 +266,83 @@ def test_a_finished_short_tour_is_made_afresh(tmp_path: Path) -> None:
     assert not (tmp_path / "old").exists()
 
 
-def test_another_model_file_makes_another_tour(tmp_path: Path) -> None:
+def test_other_weights_make_another_tour_and_another_device_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tmp_path / "model.pt"
-    model.touch()
-    before = Tour(str(model), 0.02).identity()
-    os.utime(model, (1.0, 1.0))
-    assert Tour(str(model), 0.02).identity() != before
+    model.write_bytes(b"weights")
+    monkeypatch.setattr(BundledModel, "folder", tmp_path)
+    for name in ("water-pet", f"{model},check=False"):
+        model.write_bytes(b"weights")
+        before = Tour(name, 0.02).identity()
+        os.utime(model, (1.0, 1.0))
+        assert Tour(name, 0.02, device="cuda").identity() == before
+        model.write_bytes(b"others!")
+        assert Tour(name, 0.02).identity() != before
+
+
+def test_what_is_left_of_a_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(monkeypatch, "NVE conservative", "NVE direct")
+    asked = Tour(MODEL, 10.0)
+    whole = [(stop, 20000) for stop in (BY_TITLE["NVE conservative"], BY_TITLE["NVE direct"])]
+    assert asked.steps_left(tmp_path / "none") == whole
+    tour._take_folder(asked, tmp_path)
+    leave_state(tmp_path, 5000)
+    assert asked.steps_left(tmp_path) == [(whole[0][0], 15000), whole[1]]
+    assert Tour(MODEL, 10.5).steps_left(tmp_path)[0][1] == 21000, "of another tour nothing is done here"
+    for run in asked.runs(tmp_path):
+        run.folder.mkdir(exist_ok=True)
+        (run.folder / "ended.json").write_text('{"seconds_per_fs": null}')
+    assert asked.steps_left(tmp_path) == []
+
+
+def test_two_tours_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / MARKER).touch()
+    with locked(tmp_path), pytest.raises(UsageError, match="in use by another launch"):
+        run_tour(Tour(MODEL, 0.02), tmp_path)
+
+
+def test_a_tour_that_cannot_be_written_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full shows where the results are written, hours after the first file was."""
+    take(monkeypatch, "NVE MTS 4")
+    folder = tmp_path / "tour"
+    asked = Tour("harmonic:direct=0.02", 0.02)
+    folder.mkdir()
+    (folder / MARKER).write_text(asked.identity())
+    done = folder / "1-nve-mts-4"
+    done.mkdir()
+    (done / "ended.json").write_text('{"seconds_per_fs": 0.1}')
+    (folder / "table.md").mkdir()
+    said = CliRunner().invoke(demo, ["--model", asked.model, "--length", "0.02", "-o", str(folder)])
+    assert isinstance(said.exception, ForceServerError), said.output
+    assert str(said.exception).startswith(f"cannot go on in {folder}: Is a directory")
+    assert (done / "ended.json").exists()
+
+
+@pytest.mark.parametrize("where", ["expected_seconds", "run_tour"])
+def test_ctrl_c_is_an_interruption_wherever_it_comes(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stops if where == "expected_seconds" else tour, where, interrupt)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    said = CliRunner().invoke(demo, ["--model", MODEL, "--full", "-o", str(tmp_path / "tour")])
+    assert isinstance(said.exception, tour.Interrupted)
+    assert said.exception.exit_code == 75
+
+
+def test_the_run_by_hand_is_not_in_the_folder_of_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(BIN))
+    write, start, serve = by_hand("pimd-mts", "lj:epsilon=(1)")
+    assert write == "forceserver inputs write pimd-mts -o by-hand/input.xml"
+    assert start == "cd by-hand && i-pi input.xml"
+    assert serve.startswith("forceserver run 'lj:epsilon=(1)' -i input.xml ")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert by_hand("pimd-mts", MODEL)[1] == f"cd by-hand && {BIN}/i-pi input.xml"
 
 
 def test_wall_time_leaves_out_the_start() -> None:
@@ -260,29 +352,30 @@ def test_wall_time_leaves_out_the_start() -> None:
     assert math.isnan(seconds_per_step([]))
 
 
+def expected(time_ps: float, *titles: str) -> float:
+    """Of these stops alone."""
+    left = [(BY_TITLE[title], BY_TITLE[title].n_steps(time_ps)) for title in titles]
+    return expected_seconds(left, time_ps, "any")
+
+
 def test_the_expected_time_counts_a_shared_forward_pass_once(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"conservative": 1.0, "direct": 0.1, "both": 1.05}
-    monkeypatch.setattr(stops, "_measure_costs", lambda model, n_threads: known)
-    monkeypatch.setattr(stops, "runs_at_once", lambda: (1, 1))
-    take(monkeypatch, "NVE MTS 4")
+    monkeypatch.setattr(stops, "_measure_costs", lambda model, device, n_threads: known)
+    monkeypatch.setattr(stops, "runs_at_once", lambda device: (1, 1))
     n_steps = BY_TITLE["NVE MTS 4"].n_steps(0.2)
-    assert expected_seconds(0.2, "any") == pytest.approx(stops.START_SECONDS + n_steps * (3 * 0.1 + 1.05))
-    take(monkeypatch, "NVE conservative")
-    assert expected_seconds(0.2, "any") == pytest.approx(stops.START_SECONDS + 400 * 1.0)
+    assert expected(0.2, "NVE MTS 4") == pytest.approx(stops.START_SECONDS + n_steps * (3 * 0.1 + 1.05))
+    assert expected(0.2, "NVE conservative") == pytest.approx(stops.START_SECONDS + 400 * 1.0)
 
 
 def test_the_expected_time_is_that_of_the_longer_of_two_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"conservative": 1.0, "direct": 0.5, "both": 1.0}
-    monkeypatch.setattr(stops, "_measure_costs", lambda model, n_threads: known)
-    monkeypatch.setattr(stops, "runs_at_once", lambda: (2, 1))
+    monkeypatch.setattr(stops, "_measure_costs", lambda model, device, n_threads: known)
+    monkeypatch.setattr(stops, "runs_at_once", lambda device: (2, 1))
     one = stops.START_SECONDS + 200.0
-    take(monkeypatch, "NVE conservative", "NVE conservative", "NVE conservative")
-    assert expected_seconds(0.1, "any") == pytest.approx(2.0 * one)
-    take(monkeypatch, "NVE direct")
-    alone = expected_seconds(0.1, "any")
+    assert expected(0.1, *["NVE conservative"] * 3) == pytest.approx(2.0 * one)
+    alone = expected(0.1, "NVE direct")
     assert alone > 2.0 * one
-    take(monkeypatch, "NVE conservative", "NVE direct", "NVE conservative")
-    assert expected_seconds(0.1, "any") == pytest.approx(alone)
+    assert expected(0.1, "NVE conservative", "NVE direct", "NVE conservative") == pytest.approx(alone)
 
 
 @pytest.mark.parametrize(("time_ps", "expected_ps"), [(0.02, 0.3), (0.1, 1.5), (0.5, 1.5), (10.0, 10.0)])
@@ -294,7 +387,7 @@ def test_a_stop_is_stretched_for_its_verdict_where_its_share_is_short(
 
 
 def test_costs_are_measured_on_the_model() -> None:
-    measured = stops._measure_costs("harmonic:direct=0.02", 1)
+    measured = stops._measure_costs("harmonic:direct=0.02", "cpu", 1)
     assert set(measured) == {"conservative", "direct", "both"}
     assert all(0.0 < seconds < 1.0 for seconds in measured.values())
 
@@ -330,6 +423,7 @@ def test_two_runs_go_on_side_by_side_where_there_are_cores_for_both(
     if told:
         monkeypatch.setenv("OMP_NUM_THREADS", told)
     assert costs.runs_at_once() == expected
+    assert costs.runs_at_once("cuda")[0] == 1
 
 
 @pytest.fixture
@@ -376,11 +470,11 @@ def test_make_opens_no_browser() -> None:
 
 def test_what_a_stop_took_is_remembered(tmp_path: Path) -> None:
     stop = STOPS[0]
-    (tmp_path / "ended.json").write_text(json.dumps({"seconds_per_fs": None, "failure": "x"}))
+    (tmp_path / "ended.json").write_text(json.dumps({"seconds_per_fs": None}))
     run = tour._Run(stop, 0.1, tmp_path, may_fail=True)
     known = run.recall()
     assert known is not None
     assert math.isnan(known.seconds_per_fs)
-    assert known.failure == "x"
+    assert known.n_steps == stop.n_steps(0.1)
     (tmp_path / "ended.json").write_text("{")
     assert run.recall() is None

@@ -35,12 +35,15 @@ def sensible_threads() -> int:
     return min(4, n_cores())
 
 
-def runs_at_once() -> tuple[int, int]:
+def runs_at_once(device: str = "cpu") -> tuple[int, int]:
     """How many runs go on side by side, and torch's threads for each: two, with half of the cores each, where there are several.
 
-    A core for each of two runs gets more done than both for one after the other, as with structures (`parallel`).
+    A core for each of two runs gets more done than both for one after the other, as with structures (`parallel`). Another
+    device is there once.
     """
     n_threads = sensible_threads()
+    if device != "cpu":
+        return 1, n_threads
     if "OMP_NUM_THREADS" not in os.environ and n_cores() > 1:
         n_threads = min(n_threads, n_cores() // 2)
     return (2 if n_cores() >= 2 * n_threads else 1), n_threads

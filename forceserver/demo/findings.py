@@ -80,7 +80,7 @@ def rows_of(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
 
 def _number(estimates: Mapping[str, Estimate], key: str) -> str:
     """An estimate without its unit, which stands below the table."""
-    return str(estimates[key]).partition(" ")[0] if key in estimates else NOTHING
+    return estimates[key].number if key in estimates else NOTHING
 
 
 def _verdict(finding: Finding) -> str:
@@ -94,7 +94,8 @@ def print_findings(findings: Sequence[Finding], model: str) -> None:
     from analysis.report import headline
 
     console = Console()
-    table = Table(title=f"64 water molecules, 300 K, {model}", caption=CAPTION, box=None, pad_edge=False)
+    title = f"64 water molecules, 300 K, {model}"
+    table = Table(title=title, caption=CAPTION, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("run", "verdict") else "right", no_wrap=True)
     for row in rows_of(findings):

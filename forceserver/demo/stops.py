@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,17 +76,25 @@ STOPS = (
 )
 
 
-def expected_seconds(time_ps: float, model: str) -> float:
-    """How long the tour will take here, from the costs of single evaluations of the box of water.
+def expected_seconds(
+    steps_left: Sequence[tuple[Stop, int]], time_ps: float, model: str, device: str = "cpu"
+) -> float:
+    """How long the rest of a tour will take here, from the costs of single evaluations of the box of water.
+
+    Args:
+        steps_left: of the stops that have not ended.
+        time_ps: of the tour.
+        model: MODEL.
+        device: a torch device.
 
     Raises:
-        UsageError: the model cannot be loaded.
+        UsageError: the model cannot be loaded, or the device is not there.
     """
-    n_at_once, n_threads = runs_at_once()
-    costs = _measure_costs(model, n_threads)
+    n_at_once, n_threads = runs_at_once(device)
+    costs = _measure_costs(model, device, n_threads)
     free_at = [0.0] * n_at_once
-    for stop in STOPS:
-        seconds = START_SECONDS + stop.n_steps(time_ps) * _seconds_per_step(stop, time_ps, costs)
+    for stop, n_steps in steps_left:
+        seconds = START_SECONDS + n_steps * _seconds_per_step(stop, time_ps, costs)
         heapq.heapreplace(free_at, free_at[0] + seconds)
     return max(free_at)
 
@@ -101,7 +109,7 @@ def _seconds_per_step(stop: Stop, time_ps: float, costs: Mapping[str, float]) ->
     return both * costs["both"] + (slow - both) * costs[CONSERVATIVE] + (fast - both) * costs[DIRECT]
 
 
-def _measure_costs(model: str, n_threads: int) -> Mapping[str, float]:
+def _measure_costs(model: str, device: str, n_threads: int) -> Mapping[str, float]:
     """Seconds for one evaluation, by what is wanted."""
     import torch
 
@@ -111,7 +119,7 @@ def _measure_costs(model: str, n_threads: int) -> Mapping[str, float]:
 
     torch.set_num_threads(n_threads)
     structure = to_structure(read_structure(load(STOPS[0].input_name).structures[0]))
-    found = time_evaluations(load_potential(model), [structure], n_repeats=5)
+    found = time_evaluations(load_potential(model, device=device), [structure], n_repeats=5)
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 

@@ -1,7 +1,7 @@
 """The tour: its stops, two at a time where there are cores for it, supervised as by `forceserver launch`, in a folder of ours.
 
-An interrupted tour is continued by the same command. A finished one is made afresh, except a full one: hours are not thrown away,
-and nor is what an interrupted tour of other settings has done.
+An interrupted tour is continued by the same command, and so is a stop that failed: what killed it may be gone. A finished tour is
+made afresh, except a long one: hours are not thrown away, and nor is what an interrupted tour of other settings has done.
 Times in ps and fs, wall times in seconds.
 """
 
@@ -11,14 +11,10 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from forceserver.attempt import ServerCommand
 from forceserver.demo.costs import runs_at_once
@@ -30,14 +26,16 @@ from forceserver.own_folder import claim, remove
 from forceserver.potentials import load_potential, require
 from forceserver.potentials.specification import anchored
 from forceserver.preflight import check_simulation
-from forceserver.progress import PropertiesTail
-from forceserver.restart import read_record, step_of
+from forceserver.progress import PropertiesTail, Show, show_runs
+from forceserver.restart import fingerprint_of_model, read_record, step_of
+from forceserver.run_folder import LOCK, locked
 from forceserver.signals import StopRequest, stop_on_signals
 from forceserver.structures import DEFAULT_MODEL, ForceRole
 
 MARKER = "forceserver-demo"  # a folder with this file in it is ours to replace
-ENDED = "ended.json"  # beside the outputs of a stop, once it is over
+ENDED = "ended.json"  # beside the outputs of a stop, once all of its steps are done
 STATES = ("RESTART", "demo.checkpoint")  # of i-PI, in the folder of a stop
+LONG_PS = 1.0  # from which on a finished tour is kept
 WARM_UP = 0.2  # of the rows: what TorchScript takes to specialise its code is no cost of a long run
 
 
@@ -53,14 +51,30 @@ class Tour:
 
     model: str
     time_ps: float  # of the first stop; the others take their share
-    is_full: bool = False  # it takes hours
+    device: str = "cpu"  # of torch
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes what nobody wants to lose."""
+        return self.time_ps >= LONG_PS
 
     def identity(self) -> str:
-        """Equal for tours that may be continued by each other: a model file that has changed makes another one."""
-        file = Path(anchored(self.model).split(",")[0])
-        changed = file.stat().st_mtime if file.is_file() else 0.0
+        """Equal for tours that may be continued by each other: other weights make another one, another device does not."""
         stops = [asdict(stop) for stop in STOPS]
-        return json.dumps([anchored(self.model), changed, self.time_ps, stops])
+        return json.dumps([fingerprint_of_model(anchored(self.model)), self.time_ps, stops])
+
+    def steps_left(self, folder: Path) -> list[tuple[Stop, int]]:
+        """Of the stops that have not ended in a folder, by the states that i-PI saved there."""
+        is_begun = _tour_in(folder) == self.identity()
+        runs = [run for run in self.runs(folder) if not (is_begun and run.recall())]
+        return [(run.stop, run.n_steps - (run.saved_step() if is_begun else 0)) for run in runs]
+
+    def runs(self, folder: Path) -> list[_Run]:
+        """One for each stop."""
+        return [
+            _Run(stop, self.time_ps, folder / f"{number}-{stop.folder_name}", may_fail=number > 1)
+            for number, stop in enumerate(STOPS, start=1)
+        ]
 
 
 @dataclass(frozen=True)
@@ -78,31 +92,35 @@ def run_tour(tour: Tour, folder: Path) -> list[Outcome]:
     """Run what is left of the tour.
 
     Raises:
-        UsageError: the folder holds something that is not this tour, or the model cannot be served.
+        UsageError: the folder holds something that is not this tour, is in use, or cannot be written; the model cannot be served.
         Interrupted: by a signal.
         ForceServerError: the first stop failed, conservative as it is: so would the others.
     """
     require(tour.model)
     if _tour_in(folder) != tour.identity():
         _check_model(tour)
-    _take_folder(tour, folder)
-    n_at_once, n_threads = runs_at_once()
-    servers = ServerCommand(anchored(tour.model), options=("--threads", str(n_threads)))
-    runs = [
-        _Run(stop, tour.time_ps, folder / f"{number}-{stop.folder_name}", may_fail=number > 1)
-        for number, stop in enumerate(STOPS, start=1)
-    ]
+    claim(folder, MARKER)
+    with locked(folder):
+        _take_folder(tour, folder)
+        return _run_stops(tour, folder)
+
+
+def _run_stops(tour: Tour, folder: Path) -> list[Outcome]:
+    n_at_once, n_threads = runs_at_once(tour.device)
+    servers = ServerCommand(
+        anchored(tour.model), devices=(tour.device,), options=("--threads", str(n_threads))
+    )
+    runs = tour.runs(folder)
     for run in runs:
         run.prepare()
     with (
-        _progress() as progress,
         stop_on_signals() as stop_request,
+        show_runs() as add,
         ThreadPoolExecutor(n_at_once, thread_name_prefix="stop") as pool,
     ):
-        pending = []
-        for run in runs:
-            show = partial(_show, progress, progress.add_task(run.stop.title, total=run.n_steps))
-            pending.append(pool.submit(run.outcome, servers, stop_request, show))
+        pending = [
+            pool.submit(run.outcome, servers, stop_request, add(run.stop.title, run.n_steps)) for run in runs
+        ]
         try:
             for each in as_completed(pending):
                 each.result()
@@ -114,20 +132,9 @@ def run_tour(tour: Tour, folder: Path) -> list[Outcome]:
     return [each.result() for each in pending]
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:16s}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TimeRemainingColumn(), console=Console(stderr=True),
-    )  # fmt: skip
-
-
-def _show(progress: Progress, task: TaskID, step: int) -> None:
-    progress.update(task, completed=step)
-
-
 def finish(tour: Tour, folder: Path) -> None:
-    """The tour is over: the next one starts afresh, except after a full one."""
-    if not tour.is_full:
+    """The tour is over: the next one starts afresh, except after a long one."""
+    if not tour.is_long:
         (folder / MARKER).write_text("")
 
 
@@ -137,7 +144,7 @@ def _check_model(tour: Tour) -> None:
     Raises:
         UsageError: it cannot be loaded, or lacks what one of the stops wants.
     """
-    models = {DEFAULT_MODEL: load_potential(tour.model)}
+    models = {DEFAULT_MODEL: load_potential(tour.model, device=tour.device)}
     with tempfile.TemporaryDirectory(prefix="forceserver-") as folder:
         for stop in STOPS:
             path = stop.input_file(tour.time_ps).write(Path(folder) / stop.folder_name / "input.xml")
@@ -145,13 +152,12 @@ def _check_model(tour: Tour) -> None:
 
 
 def _tour_in(folder: Path) -> str:
-    """The identity of the tour that has not ended there, or that was a full one."""
+    """The identity of the tour that has not ended there, or that was a long one."""
     marker = folder / MARKER
     return marker.read_text() if marker.is_file() else ""
 
 
 def _take_folder(tour: Tour, folder: Path) -> None:
-    claim(folder, MARKER)
     known = _tour_in(folder)
     if known == tour.identity():
         return
@@ -165,9 +171,12 @@ def _take_folder(tour: Tour, folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what is in a folder of ours, but not its marker: without it, what an interruption left would seem not to be ours."""
+    """Remove what is in a folder of ours, but not its marker: without it, what an interruption left would seem not to be ours.
+
+    Nor the lock, which we hold.
+    """
     for entry in list(folder.iterdir()):
-        if entry.name != MARKER:
+        if entry.name not in (MARKER, LOCK):
             remove(entry)
 
 
@@ -189,10 +198,12 @@ class _Run:
         if not (self.folder / "input.xml").exists():
             self.stop.input_file(self.time_ps).write(self.folder / "input.xml")
 
-    def outcome(
-        self, servers: ServerCommand, stop_request: StopRequest, show: Callable[[int], None]
-    ) -> Outcome:
-        """What it gave, if it is over; else run it, or the rest of it.
+    def saved_step(self) -> int:
+        """From which i-PI would go on."""
+        return max(step_of(self.folder / name) or 0 for name in STATES)
+
+    def outcome(self, servers: ServerCommand, stop_request: StopRequest, show: Show) -> Outcome:
+        """What it gave, if all of its steps are done; else run it, or the rest of it.
 
         Raises:
             Interrupted: by a signal, or because another run has failed.
@@ -201,7 +212,7 @@ class _Run:
         outcome = self.recall() or self._carry_out(servers, stop_request, show)
         if outcome.failure and not self.may_fail:
             raise ForceServerError(f"{self.stop.title}: {outcome.failure}. See the logs in {self.folder}")
-        show(self.n_steps)
+        show(outcome.n_steps, {})
         return outcome
 
     def recall(self) -> Outcome | None:
@@ -210,34 +221,28 @@ class _Run:
         if not known:
             return None
         seconds = known["seconds_per_fs"]
-        return self._outcome(math.nan if seconds is None else seconds, known["failure"])
+        return Outcome(self.stop, self.folder, self.n_steps, math.nan if seconds is None else seconds)
 
-    def _carry_out(
-        self, servers: ServerCommand, stop_request: StopRequest, show: Callable[[int], None]
-    ) -> Outcome:
+    def _carry_out(self, servers: ServerCommand, stop_request: StopRequest, show: Show) -> Outcome:
         rows: list[tuple[int, float]] = []  # (step, seconds), as they appear
 
         def watch(step: int, tail: PropertiesTail) -> None:
             rows.append((step, time.monotonic()))
-            show(step)
+            show(step, tail.row)
 
-        supervisor = Supervisor(
-            self.folder / "input.xml", LaunchOptions(servers, retries=0), stop_request, watch
-        )
+        supervisor = Supervisor(self.folder / "input.xml", LaunchOptions(servers), stop_request, watch)
         ending = Ending.INTERRUPTED if stop_request.reason else supervisor.run()
         if ending is Ending.INTERRUPTED:
             raise Interrupted(
                 f"the tour was interrupted ({stop_request.reason or supervisor.reason}); what was done is in "
                 f"{self.folder.parent}, and the same command continues it"
             )
-        failure = supervisor.reason if ending is Ending.FAILED else ""
         seconds = seconds_per_step(rows) / self.stop.timestep_fs
-        record = {"seconds_per_fs": None if math.isnan(seconds) else seconds, "failure": failure}
+        if ending is Ending.FAILED:
+            return Outcome(self.stop, self.folder, supervisor.n_steps, seconds, supervisor.reason)
+        record = {"seconds_per_fs": None if math.isnan(seconds) else seconds}
         (self.folder / ENDED).write_text(json.dumps(record) + "\n")
-        return self._outcome(seconds, failure)
-
-    def _outcome(self, seconds_per_fs: float, failure: str) -> Outcome:
-        return Outcome(self.stop, self.folder, self.n_steps, seconds_per_fs, failure)
+        return Outcome(self.stop, self.folder, self.n_steps, seconds)
 
 
 def seconds_per_step(rows: Sequence[tuple[int, float]]) -> float:

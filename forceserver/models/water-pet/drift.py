@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import Estimate, Run, read_run
+from analysis import Run, read_run
 from analysis.bonds import broken_bonds
 from analysis.drift import energy_drift
 from analysis.errors import AnalysisError
@@ -113,15 +113,10 @@ def describe(case: Case) -> str | None:
     try:
         run = read_run(case.folder)
         drift, kinetic = energy_drift(run), temperature(run)
-        row += [f"{run.duration_ps:.3g}", _bare(drift), _bare(kinetic), milliseconds, _intact(run)]
+        row += [f"{run.duration_ps:.3g}", drift.number, kinetic.number, milliseconds, _intact(run)]
     except AnalysisError:
         row += ["-", "-", "-", milliseconds, "-"]
     return f"| {' | '.join(row)} |" + (f" broke off: {known['failure']}" if known.get("failure") else "")
-
-
-def _bare(estimate: Estimate) -> str:
-    """Without its unit."""
-    return str(estimate).partition(" ")[0]
 
 
 def _intact(run: Run) -> str:

@@ -257,11 +257,11 @@ def describe_errors(frames: Sequence[Frame]) -> Iterable[str]:
     rows += [(f"stress, {kind}", stress_error(kind), "meV/A^3") for kind in kinds]
     for name, error_of, unit in rows:
         first, second = mean_absolute(frames, error_of, unit), root_mean_square(frames, error_of, unit)
-        yield f"| {name} | {_bare(first)} | {_bare(second)} | {unit} |"
+        yield f"| {name} | {first.number} | {second.number} | {unit} |"
     if DIRECT not in kinds:
         yield "\nThe model has no direct stress."
     labels = root_mean_square(frames, lambda frame: frame.forces["label"], "meV/A")
-    yield f"\nRoot mean square of a force component: {_bare(labels)} meV/A."
+    yield f"\nRoot mean square of a force component: {labels.number} meV/A."
 
 
 def describe_conditions(frames: Sequence[Frame]) -> Iterable[str]:
@@ -275,7 +275,7 @@ def describe_conditions(frames: Sequence[Frame]) -> Iterable[str]:
             mean_absolute(own, of, "")
             for of in (energy_error, force_error(CONSERVATIVE), force_error(DIRECT))
         ]
-        yield f"| {condition} | {len(own)} | {' | '.join(map(_bare, numbers))} |"
+        yield f"| {condition} | {len(own)} | {' | '.join(each.number for each in numbers)} |"
 
 
 def describe_curl(frames: Sequence[Frame], potential: Potential, n_jacobians: int) -> Iterable[str]:
@@ -287,7 +287,7 @@ def describe_curl(frames: Sequence[Frame], potential: Potential, n_jacobians: in
 
     yield "\n## Direct forces\n"
     yield "| quantity | value |\n|---|---:|"
-    yield f"| rms(f_D - f_C) / rms(f_C) | {_bare(_mean([relative(frame) for frame in frames], ''))} |"
+    yield f"| rms(f_D - f_C) / rms(f_C) | {_mean([relative(frame) for frame in frames], '').number} |"
     net = root_mean_square(frames, lambda frame: frame.forces[DIRECT].mean(axis=0), "meV/A")
     yield f"| net force per atom, root mean square of a component (the server removes it) | {net} |"
     smallest = sorted(frames, key=lambda frame: frame.structure.n_atoms)[:n_jacobians]
@@ -301,7 +301,7 @@ def describe_curl(frames: Sequence[Frame], potential: Potential, n_jacobians: in
         conservative = forces_by(potential, frame.structure, CONSERVATIVE)
         checks += [1e3 * work for work in loop_works(conservative, frame.structure.positions)]
     where = f"{len(smallest)} configurations of {smallest[0].structure.n_atoms // 3} molecules"
-    yield f"| lambda = norm(J_anti) / norm(J), {where} | {_bare(_mean(lambdas, ''))} |"
+    yield f"| lambda = norm(J_anti) / norm(J), {where} | {_mean(lambdas, '').number} |"
     circles = f"{len(works)} circles of {LOOP_RADIUS:g} A per component"
     yield f"| work along {circles}: root mean square | {_rms(works):.3g} meV |"
     yield f"| the same of conservative forces, which measures the arithmetic | {_rms(checks):.1g} meV |"
@@ -326,11 +326,6 @@ def describe_costs(potential: Potential, structure: Structure, n_repeats: int, w
     for name, values in seconds.items():
         ratios = [value / fast for value, fast in zip(values, seconds[DIRECT], strict=True)]
         yield f"| {name} | {_quartiles([1e3 * value for value in values])} | {_quartiles(ratios)} |"
-
-
-def _bare(estimate: Estimate) -> str:
-    """Without its unit."""
-    return str(estimate).partition(" ")[0]
 
 
 def _rms(values: Sequence[float] | FloatArray) -> float:
