@@ -170,15 +170,16 @@ def half_period_fs(run: Run, *, springs: bool = False) -> float:
 
     With `springs`, of the fastest motion that the slowest force of multiple time stepping acts on, in a ring polymer of P
     beads: contracted to P' beads it acts on normal modes up to k = P'/2 alone, whose springs add omega_k = 2 P k_B T/hbar
-    sin(pi k/P) to `fastest_vibration` in quadrature (Markland and Manolopoulos, J. Chem. Phys. 129, 024105 (2008)).
-    i-PI itself propagates the springs exactly.
+    sin(pi k/P) to `fastest_vibration` in quadrature (Markland and Manolopoulos, J. Chem. Phys. 129, 024105 (2008)), unless the
+    thermostat damps them as fast as they turn, so that nothing builds up. i-PI itself propagates the springs exactly.
     """
     try:
         wavenumber = fastest_vibration(run)
     except AnalysisError:
         return math.inf
     facts = run.facts
-    if springs and facts is not None and facts.n_beads > 1 and facts.temperature_K:
+    is_damped = facts is not None and facts.thermostat is not None and facts.thermostat.damps_internal_modes
+    if springs and facts is not None and facts.n_beads > 1 and facts.temperature_K and not is_damped:
         highest = _beads_of_slowest_force(facts) // 2
         spring = spring_wavenumber(facts.n_beads, facts.temperature_K, highest)
         wavenumber = math.hypot(wavenumber, spring)

@@ -45,6 +45,11 @@ class Thermostat:
         return self.mode in ("pile_l", "pile_g")
 
     @property
+    def damps_internal_modes(self) -> bool:
+        """Whether each internal mode forgets about as fast as it turns: PILE, and colored noise on normal modes."""
+        return self.is_pile or self.mode.startswith("nm_gle")
+
+    @property
     def friction_is_known(self) -> bool:
         """Not that of colored noise, nor of several thermostats at once."""
         return self.mode not in ("gle", "nm_gle", "nm_gle_g", "multi")

@@ -164,7 +164,7 @@ CAUSES: dict[str, Cause] = {
         ),
         Cause(
             "thermostat too weak",
-            lambda e: e.acts_directly and e.tau_fs > 0 and not e.has_global_thermostat,
+            lambda e: e.acts_directly and e.tau_fs > 0 and not e.has_global_thermostat and e.n_beads == 1,
             lambda e: (
                 f"friction of 1/({e.tau_fs:g} fs) lets {e.drift or 'the injected power'} settle at "
                 f"T + {e.expected_heating_K:.3g} K (P tau/3N k_B)"

@@ -32,7 +32,7 @@ from forceserver.exchange import distinct_structures, make_reply
 from forceserver.gathering import Asked, Gathering
 from forceserver.inputfile import SimulationInput
 from forceserver.messages import Exit, ForceRequest, Initialized
-from forceserver.preflight import check_role
+from forceserver.preflight import check_role, lacks_virial
 from forceserver.roles import parse_role
 from forceserver.signals import StopRequest
 from forceserver.structures import ForceRole, Result, Structure
@@ -207,7 +207,20 @@ class Server:
         role = parse_role(event.parameters, self._options.default_role, frozenset(self._evaluator.models))
         if role != connection.role:
             check_role(role, connection.endpoint.spec, self._evaluator.models, self._evaluator.virial)
+            self._warn_of_zeros(connection.endpoint, role)
             connection.introduce(role)
+
+    def _warn_of_zeros(self, endpoint: Endpoint, role: ForceRole) -> None:
+        """Where i-PI's input is not known, a barostat on a virial of zeros could not be refused."""
+        spec, capabilities = endpoint.spec, self._evaluator.models[role.model].capabilities
+        is_told = spec.n_requests is not None or endpoint.n_introduced > 0
+        if not is_told and lacks_virial(role, capabilities, self._evaluator.virial, spec.template):
+            log.warning(
+                "%s: %s forces of %s come without a virial; zeros are sent in its place. Whether i-PI reads it only its input "
+                "tells (-i): with a barostat, or a pressure among its outputs, the run is wrong%s",
+                endpoint, role, capabilities.name,
+                "; --virial conservative helps" if capabilities.conservative_virial else "",
+            )  # fmt: skip
 
     def _flush(self, connection: Connection) -> None:
         """Send what can be sent, and wait for i-PI to take the rest. Where an answer is owed, listening may have ended."""

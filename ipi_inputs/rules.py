@@ -111,7 +111,7 @@ RULES: tuple[Rule, ...] = (
         "unknown-role", "warning", check_text.unknown_role,
         "The force server refuses parameters that it does not know, rather than serve other forces than were meant.",
         "Write {forces: conservative}, {forces: direct}, or {forces: blended, direct_fraction: X}, and model: NAME if need be.",
-        "README, the path of a request",
+        "README, which forces: <parameters>",
     ),
     Rule(
         "batch-size", "warning", check_text.batch_size,

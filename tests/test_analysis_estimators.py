@@ -585,6 +585,9 @@ def test_friction_power_is_that_of_all_internal_modes_at_two_thousandths_of_a_ke
     chain = n_beads * K_B * 300.0 / 6.582119569e-4  # 1/ps, P k_B T/hbar
     exact = 0.002 * 3e3 * K_B * 2.0 * pile_lambda * 2.0 * chain / np.tan(np.pi / (2 * n_beads))
     assert friction_power(read_run(tmp_path)) == pytest.approx(exact, rel=1e-4)
+    baoab = text.replace("<dynamics ", "<dynamics splitting='baoab' ")
+    (tmp_path / "input.xml").write_text(baoab)
+    assert friction_power(read_run(tmp_path)) == pytest.approx(0.22 * exact, rel=1e-4)
     write_setting(tmp_path, with_(SETTING, n_beads=n_beads))
     assert friction_power(read_run(tmp_path)) == 0.0, "one friction for all beads"
 

@@ -308,6 +308,14 @@ def test_several_inputs_in_one_directory_are_refused_and_named(tmp_path):
         read_run(tmp_path)
 
 
+def test_the_record_that_launch_keeps_is_no_input(tmp_path):
+    write_clean(tmp_path, SETTING, 20)
+    (tmp_path / "input.xml").rename(tmp_path / "a.xml")
+    (tmp_path / ".forceserver.json").write_text('{"model": "/home/me/simulations/model.pt"}')
+    assert read_run(tmp_path).target_K == pytest.approx(300.0)
+    assert read_run(tmp_path / "simulation").target_K == pytest.approx(300.0)
+
+
 def test_a_continuation_is_no_second_input_and_stands_in_where_the_input_is_gone(tmp_path):
     write_clean(tmp_path, SETTING, 20)
     (tmp_path / "input.xml").rename(tmp_path / "nvt.xml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,12 @@ def test_heating_under_weak_friction_names_the_thermostat_and_the_tau_that_would
     assert causes(own)[0] == "thermostat too weak"
     assert "12.8 K" in own.attributions[0].because
     assert re.search(r"tau of 23\d fs", own.attributions[0].remedy)
+    weak = CAUSES["thermostat too weak"]
+    evidence = assess(read_run(tmp_path)).evidence
+    assert weak.applies(evidence)
+    assert not weak.applies(replace(evidence, n_beads=8)), (
+        "PILE drains the internal modes by another friction"
+    )
 
 
 def test_wrong_width_of_the_kinetic_energy_fails_while_its_mean_passes(tmp_path):
@@ -462,11 +469,17 @@ def test_half_period_follows_the_mass_of_hydrogen_and_the_springs_of_the_ring_po
 def test_a_contracted_force_acts_on_the_slow_modes_of_the_ring_polymer_alone():
     """32 beads contracted to 4: modes up to 2 of 32, whose springs are at 2 omega_P sin(2 pi/32)."""
     path = Path(ipi_inputs.__file__).with_name("rpc-mts.xml")
-    run = Run("rpc-mts", read_facts(path), (), ())
+    facts = read_facts(path)
+    run = Run("rpc-mts", replace(facts, thermostat=None), (), ())
     springs = 2.0 * 32 * 300.0 * 0.695034800 * np.sin(2.0 * np.pi / 32)
     slow = 0.5e5 / (2.99792458 * np.hypot(3700.0 / np.sqrt(1.00794), springs))
     assert half_period_fs(run, springs=True) == pytest.approx(slow, rel=1e-3)
     assert not gather(run, None, None, None).near_resonance
+    assert facts.thermostat is not None
+    for mode, counts in (("pile_l", False), ("nm_gle", False), ("langevin", True)):
+        damped = Run("rpc-mts", replace(facts, thermostat=replace(facts.thermostat, mode=mode)), (), ())
+        expected = half_period_fs(run, springs=counts)
+        assert half_period_fs(damped, springs=True) == pytest.approx(expected), "as the linter has it"
 
 
 def test_argon_is_not_told_to_make_its_hydrogen_heavier(tmp_path):

@@ -37,6 +37,26 @@ def test_units_and_conventions_at_the_border_are_i_pi_s() -> None:
     np.testing.assert_allclose(virial, np.eye(3) * HARTREE, rtol=1e-14)
 
 
+@pytest.mark.parametrize("role", ["direct", "conservative"])
+def test_zeros_for_a_virial_are_told_where_no_input_says_who_reads_it(
+    role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(peers: list[Peer]) -> None:
+        for peer in peers:
+            peer.handshake(f"forces : {role}")
+        for peer in peers:
+            peer.ask(np.ones((2, 3)), CELL)
+            _, _, virial = peer.hear_forces(2)
+            assert (virial == 0.0).all() == (role == "direct")
+            peer.exit()
+
+    with scripted_ipi(script, 2) as address, caplog.at_level("WARNING", logger="forceserver"):
+        evaluator = Evaluator({"default": Spring(direct_virial=False)})
+        make_server(address, evaluator, [1, 8], n_connections=2).run()
+    said = [own for own in caplog.messages if "come without a virial; zeros are sent" in own]
+    assert len(said) == (role == "direct")
+
+
 def test_cells_turn_from_columns_into_rows() -> None:
     seen = []
 
