@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 
-from analysis import read_run
+from analysis import Estimate, read_run
 from analysis_runs import Setting, water_positions, write_clean, write_trajectory
+from forceserver.errors import UsageError
 from forceserver.potentials import load_potential
 from water_pet_scripts import few_frames, import_script, script
 
@@ -75,6 +77,64 @@ def test_errors_against_its_own_labels_are_those_of_the_direct_head() -> None:
     assert found.value == pytest.approx(1e3 * np.sqrt(np.mean(apart**2)))
     assert found.value > 1.0
     assert 0.0 < found.error < found.value
+
+
+def test_frames_of_one_trajectory_are_one_sample() -> None:
+    """Of pairs of equal numbers the error is that of half as many; of single ones the usual one."""
+    evaluate = import_script("evaluate")
+    (frame,) = evaluate.evaluate_frames(load_potential("qtip4pf:direct=0.02"), few_frames(1))
+    numbers = RNG.normal(size=12)
+
+    def mean_of(trajectories: list[int]) -> Estimate:
+        frames = [replace(frame, trajectory=str(each)) for each in trajectories]
+        known = dict(zip(frames, np.repeat(numbers, len(frames) // len(numbers)), strict=True))
+        found: Estimate = evaluate._mean_of(frames, known.__getitem__, "eV")
+        return found
+
+    single, pairs = mean_of(list(range(12))), mean_of([each // 2 for each in range(24)])
+    assert single.error == pytest.approx(np.std(numbers, ddof=1) / np.sqrt(12))
+    assert pairs.error == pytest.approx(single.error)
+    assert pairs.value == pytest.approx(single.value)
+    assert pairs.n_effective == single.n_effective == 12
+    assert evaluate._number(mean_of([0] * 12)) == f"{numbers.mean():.3g}", "no error is known"
+
+
+def test_frames_know_their_trajectory() -> None:
+    dataset = import_script("make_dataset")
+    dataset.N_REPLICAS = 2
+    dynamics = dataset.Dynamics(dataset.CONDITIONS[32][2:4], np.random.default_rng(2))
+    beads, boxes = dynamics.frames()[:2], dynamics.frames()[2:]
+    assert len({atoms.info["trajectory"] for atoms in beads}) == 1
+    assert len({atoms.info["trajectory"] for atoms in boxes}) == 2
+    assert not {atoms.info["trajectory"] for atoms in beads} & {atoms.info["trajectory"] for atoms in boxes}
+
+
+def test_frames_of_a_run_are_labelled_by_the_truth(tmp_path: Path) -> None:
+    setting = Setting(n_waters=8)
+    positions = np.repeat(water_positions(setting)[None], 9, axis=0)
+    positions += 0.02 * RNG.normal(size=positions.shape)
+    write_clean(tmp_path, setting, 20)
+    write_trajectory(tmp_path / "simulation.pos.xyz", setting, positions, "positions", "angstrom")
+    dataset, evaluate = import_script("make_dataset"), import_script("evaluate")
+    made = dataset.label_run(tmp_path, 4)
+    for atoms, frame in zip(made, (2, 4, 6, 8), strict=True):
+        np.testing.assert_allclose(atoms.positions, positions[frame], atol=1e-4)
+    frames = evaluate.evaluate_frames(load_potential("qtip4pf:direct=0.02"), made)
+    assert len({frame.trajectory for frame in frames}) == 4
+    assert evaluate.mean_absolute(frames, evaluate.energy_error, "meV").value < 1e-6
+    assert evaluate.root_mean_square(frames, evaluate.force_error("conservative"), "").value < 1e-6
+    assert evaluate.root_mean_square(frames, evaluate.stress_error("conservative"), "").value < 1e-6
+
+
+def test_a_drift_run_keeps_its_time_step(tmp_path: Path) -> None:
+    drift = import_script("drift")
+    drift.Case("conservative", tmp_path, 0.01, 1.0).write_input()
+    with pytest.raises(UsageError, match=r"steps of 1 fs, not 0\.5; name another folder"):
+        drift.Case("conservative", tmp_path, 0.01).write_input()
+    drift.Case("conservative", tmp_path, 0.02, 1.0).write_input()
+    assert "<total_steps> 20 </total_steps>" in (tmp_path / "input.xml").read_text()
+    row = drift.describe(drift.Case("conservative", tmp_path, 0.02))
+    assert row.startswith("| conservative | 1 | "), "the step of the run, whatever the command line says"
 
 
 def test_conditions_come_from_the_frame_or_its_cell() -> None:

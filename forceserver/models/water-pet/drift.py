@@ -4,14 +4,14 @@
 
 64 water molecules at 300 K on real i-PI, inner step 0.5 fs unless `--inner-step` says otherwise. M = 1 stands for direct forces
 alone, `conservative` for no direct forces at all. Every run has its folder; the same command goes on where it was interrupted,
-extends finished runs to a longer `--time`, and prints the table of what there is. A run that broke off, its forces no longer
-finite, is not tried again.
+extends finished runs to a longer `--time`, tries again what broke off, and prints the table of what there is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ from analysis import Run, read_run
 from analysis.bonds import broken_bonds
 from analysis.drift import energy_drift
 from analysis.errors import AnalysisError
+from analysis.inputfile import read_facts
 from analysis.kinetics import temperature
 from forceserver.attempt import ServerCommand
 from forceserver.demo.costs import sensible_threads
 from forceserver.demo.tour import seconds_per_step
-from forceserver.errors import ForceServerError
+from forceserver.errors import ForceServerError, UsageError
 from forceserver.launch import Ending, LaunchOptions, Supervisor
 from forceserver.logs import start_logging
 from forceserver.openmp import spin_briefly
@@ -63,10 +64,23 @@ class Case:
     def n_steps(self) -> int:
         return round(1e3 * self.time_ps / self.step_fs)
 
+    @property
+    def input_path(self) -> Path:
+        return self.folder / "input.xml"
+
     def write_input(self) -> Path:
-        """The input; of a run that is there already, only the length may change."""
-        path = self.folder / "input.xml"
+        """The input; of a run that is there already, only the length may change.
+
+        Raises:
+            UsageError: it has another time step.
+        """
+        path = self.input_path
         if path.exists():
+            step_fs = read_facts(path).timestep_fs
+            if not math.isclose(step_fs, self.step_fs, rel_tol=1e-6):
+                raise UsageError(
+                    f"it has steps of {step_fs:g} fs, not {self.step_fs:g}; name another folder with -o"
+                )
             text = TOTAL_STEPS.sub(rf"\g<1> {self.n_steps} \g<3>", path.read_text(), count=1)
             path.write_text(text)
             return path
@@ -81,7 +95,7 @@ def run_case(case: Case, model: str, n_threads: int) -> Ending:
     """Run it, or what is left of it; what it took, and why it ended, is written beside it.
 
     Raises:
-        ForceServerError: it cannot be started.
+        ForceServerError: it cannot be started, or has another time step.
     """
     path = case.write_input()
     rows: list[tuple[int, float]] = []
@@ -105,11 +119,11 @@ def run_case(case: Case, model: str, n_threads: int) -> Ending:
 
 def describe(case: Case) -> str | None:
     """The row of the table; None where nothing has run."""
-    if not (case.folder / "input.xml").exists():
+    if not case.input_path.exists():
         return None
     known = read_record(case.folder / OUTCOME)
     milliseconds = f"{known['ms']:.0f}" if "ms" in known else "-"
-    row = [case.name, f"{case.step_fs:g}"]
+    row = [case.name, f"{read_facts(case.input_path).timestep_fs:g}"]
     try:
         run = read_run(case.folder)
         drift, kinetic = energy_drift(run), temperature(run)
@@ -146,8 +160,6 @@ def main() -> int:
     ]
     endings = []
     for case in [] if arguments.table else cases:
-        if read_record(case.folder / OUTCOME).get("failure"):
-            continue
         try:
             endings.append(run_case(case, anchored(arguments.model), arguments.threads))
         except ForceServerError as error:
@@ -160,7 +172,9 @@ def main() -> int:
     print("|---|---:|---:|---:|---:|---:|---:|")
     for row in filter(None, map(describe, cases)):
         print(row)
-    return NOT_FINISHED if Ending.INTERRUPTED in endings else 0
+    if Ending.INTERRUPTED in endings:
+        return NOT_FINISHED
+    return int(Ending.FAILED in endings)
 
 
 if __name__ == "__main__":

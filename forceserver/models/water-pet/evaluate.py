@@ -3,9 +3,9 @@ and what each kind of forces costs.
 
     python evaluate.py model.pt test.xyz > card.md
 
-Of every frame of test.xyz: `energy_label` (eV), `stress_label` (3x3, eV/A^3, ASE's sign), `forces_label` (eV/A), and
-`condition`, a word, where there is one. Each number is followed by its standard error from the scatter among frames, in
-units of its last digit.
+Of every frame of test.xyz: `energy_label` (eV), `stress_label` (3x3, eV/A^3, ASE's sign), `forces_label` (eV/A), and, where
+there are any, `condition`, a word, and `trajectory`, the same word for all frames that know of each other. Each number is
+followed by its standard error from the scatter among trajectories, in units of its last digit.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Frame:
     """A labelled configuration, and what the model says about it."""
 
     condition: str
+    trajectory: str  # of frames of different ones the errors are independent
     structure: Structure
     energies: tuple[float, float]  # eV: label, model
     forces: dict[str, FloatArray]  # {label, conservative, direct: (n_atoms, 3)} eV/A
@@ -87,7 +88,8 @@ def evaluate_frames(potential: Potential, frames: Sequence[Atoms]) -> list[Frame
                 if given.virials is not None:
                     stresses[kind] = -_array(given.virials[index]) / atoms.get_volume()
             energies = (float(atoms.info["energy_label"]), float(answer.energies[index]))
-            found.append(Frame(_condition(atoms), structures[index], energies, forces, stresses))
+            trajectory = str(atoms.info.get("trajectory", f"frame {start + index}"))
+            found.append(Frame(_condition(atoms), trajectory, structures[index], energies, forces, stresses))
     return found
 
 
@@ -114,19 +116,32 @@ def _condition(atoms: Atoms) -> str:
 
 def mean_absolute(frames: Iterable[Frame], error_of: ErrorOf, unit: str) -> Estimate:
     """Mean absolute error of a component, in thousandths."""
-    return _mean([1e3 * float(np.abs(error_of(frame)).mean()) for frame in frames], unit)
+    return _mean_of(frames, lambda frame: 1e3 * float(np.abs(error_of(frame)).mean()), unit)
 
 
 def root_mean_square(frames: Iterable[Frame], error_of: ErrorOf, unit: str) -> Estimate:
     """Root mean square error of a component, in thousandths."""
-    square = _mean([1e6 * float((error_of(frame) ** 2).mean()) for frame in frames], "")
+    square = _mean_of(frames, lambda frame: 1e6 * float((error_of(frame) ** 2).mean()), "")
     root = square.value**0.5
     return Estimate(root, square.error / (2 * root) if root else 0.0, unit, square.n_effective)
 
 
-def _mean(values: Sequence[float], unit: str) -> Estimate:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return Estimate(statistics.fmean(values), error, unit, len(values))
+def _mean_of(frames: Iterable[Frame], number_of: Callable[[Frame], float], unit: str) -> Estimate:
+    """Mean over frames, with the error that independent trajectories of correlated frames leave.
+
+    sqrt(G/(G-1)) / n [sum_g (sum_{i in g} (x_i - mean))^2]^(1/2) with G trajectories and n frames: K.-Y. Liang, S. L. Zeger,
+    Biometrika 73, 13 (1986). Of single frames it is the usual one.
+    """
+    by_trajectory: dict[str, list[float]] = defaultdict(list)
+    for frame in frames:
+        by_trajectory[frame.trajectory].append(number_of(frame))
+    values = [value for own in by_trajectory.values() for value in own]
+    mean, n_independent = statistics.fmean(values), len(by_trajectory)
+    if n_independent < 2:
+        return Estimate(mean, 0.0, unit, n_independent)
+    squares = sum(sum(value - mean for value in own) ** 2 for own in by_trajectory.values())
+    error = (n_independent / (n_independent - 1) * squares) ** 0.5 / len(values)
+    return Estimate(mean, error, unit, n_independent)
 
 
 def energy_error(frame: Frame) -> FloatArray:
@@ -249,7 +264,8 @@ def stretch(potential: Potential, frames: Sequence[Frame]) -> list[Stretched]:
 
 
 def describe_errors(frames: Sequence[Frame]) -> Iterable[str]:
-    yield f"## Errors on {len(frames)} configurations that it has not seen\n"
+    n_independent = len({frame.trajectory for frame in frames})
+    yield f"## Errors on {len(frames)} configurations of {n_independent} trajectories that it has not seen\n"
     yield "| quantity | MAE | RMSE | unit |\n|---|---:|---:|---|"
     rows: list[tuple[str, ErrorOf, str]] = [("energy per atom", energy_error, "meV")]
     rows += [(f"forces, {kind}", force_error(kind), "meV/A") for kind in (CONSERVATIVE, DIRECT)]
@@ -275,7 +291,12 @@ def describe_conditions(frames: Sequence[Frame]) -> Iterable[str]:
             mean_absolute(own, of, "")
             for of in (energy_error, force_error(CONSERVATIVE), force_error(DIRECT))
         ]
-        yield f"| {condition} | {len(own)} | {' | '.join(each.number for each in numbers)} |"
+        yield f"| {condition} | {len(own)} | {' | '.join(map(_number, numbers))} |"
+
+
+def _number(estimate: Estimate) -> str:
+    """Without an error where there is no telling it: of a single trajectory."""
+    return estimate.number if estimate.n_effective > 1 else f"{estimate.value:.3g}"
 
 
 def describe_curl(frames: Sequence[Frame], potential: Potential, n_jacobians: int) -> Iterable[str]:
@@ -287,21 +308,25 @@ def describe_curl(frames: Sequence[Frame], potential: Potential, n_jacobians: in
 
     yield "\n## Direct forces\n"
     yield "| quantity | value |\n|---|---:|"
-    yield f"| rms(f_D - f_C) / rms(f_C) | {_mean([relative(frame) for frame in frames], '').number} |"
+    yield f"| rms(f_D - f_C) / rms(f_C) | {_mean_of(frames, relative, '').number} |"
     net = root_mean_square(frames, lambda frame: frame.forces[DIRECT].mean(axis=0), "meV/A")
     yield f"| net force per atom, root mean square of a component (the server removes it) | {net} |"
-    smallest = sorted(frames, key=lambda frame: frame.structure.n_atoms)[:n_jacobians]
+    firsts: dict[str, Frame] = {}
+    for frame in frames:
+        firsts.setdefault(frame.trajectory, frame)
+    smallest = sorted(firsts.values(), key=lambda frame: frame.structure.n_atoms)[:n_jacobians]
     if not smallest:
         return
-    lambdas, works, checks = [], [], []
+    works, checks = [], []
+    lambdas: dict[Frame, float] = {}
     for frame in smallest:
         direct = forces_by(potential, frame.structure, DIRECT)
-        lambdas.append(asymmetry(jacobian(direct, frame.structure.positions)))
+        lambdas[frame] = asymmetry(jacobian(direct, frame.structure.positions))
         works += [1e3 * work for work in loop_works(direct, frame.structure.positions)]
         conservative = forces_by(potential, frame.structure, CONSERVATIVE)
         checks += [1e3 * work for work in loop_works(conservative, frame.structure.positions)]
     where = f"{len(smallest)} configurations of {smallest[0].structure.n_atoms // 3} molecules"
-    yield f"| lambda = norm(J_anti) / norm(J), {where} | {_mean(lambdas, '').number} |"
+    yield f"| lambda = norm(J_anti) / norm(J), {where} | {_mean_of(smallest, lambdas.__getitem__, '').number} |"
     circles = f"{len(works)} circles of {LOOP_RADIUS:g} A per component"
     yield f"| work along {circles}: root mean square | {_rms(works):.3g} meV |"
     yield f"| the same of conservative forces, which measures the arithmetic | {_rms(checks):.1g} meV |"

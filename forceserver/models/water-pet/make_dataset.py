@@ -4,14 +4,17 @@
     python make_dataset.py valid.xyz --seed 2 --frames 64
     python make_dataset.py test.xyz --seed 3 --frames 128
     python make_dataset.py stretched.xyz --seed 5 --frames 1000 --stretched
+    python make_dataset.py own.xyz --run drift/M-4 --frames 24
 
 Langevin dynamics of many small boxes at once, in one batch: 32 and 64 molecules, 250 to 450 K, several densities, compressed,
 stretched and sheared cells; classical, and ring polymers, whose beads spread as the quantum nuclei do. Every `SPACING`-th step of
-every replica is a frame, with energy, forces and stress. Frames of one seed are correlated; other seeds are other
-trajectories, so validation and test are not.
+every replica is a frame, with energy, forces and stress. Frames of one seed are correlated, those of a replica or a ring polymer
+so much that they have one word for `trajectory`; other seeds are other trajectories, so validation and test are not. All of it
+happens within a picosecond of a lattice: far from all that an equilibrated liquid does.
 
 `--stretched` redraws some O-H bonds of every frame. Dynamics of minutes never leaves 0.76 to 1.27 A, but the beads of a longer
-one do, and a network that knows nothing of a longer bond may find it favourable: then molecules break.
+one do, and a network that knows nothing of a longer bond may find it favourable: then molecules break. `--run` labels frames of a
+run of i-PI, spread over all of it, for a test on what a model's own dynamics comes to.
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import _e, _hbar, fs, kB
 
+from analysis import read_run
 from forceserver.potentials import load_potential
-from forceserver.potentials.interface import Batch
-from forceserver.structures import CONSERVATIVE
+from forceserver.potentials.interface import Batch, BatchBuilder
+from forceserver.structures import CONSERVATIVE, Structure
 
 TIMESTEP = 0.5 * fs
 FRICTION = 1.0 / (50.0 * fs)  # of the centroid; strong, for the boxes start from a lattice
@@ -133,7 +137,14 @@ class Dynamics:
                     stress=stress,
                 )
                 made.append(_with_plain_labels(atoms))
+                self._name_trajectory(made[-1], index, replica)
         return made
+
+    def _name_trajectory(self, atoms: Atoms, index: int, replica: int) -> None:
+        """The beads of a ring polymer are one, and so are all frames of a classical box."""
+        condition = self.conditions[index]
+        own = "beads" if condition.ring_polymer else f"box {replica}"
+        atoms.info["trajectory"] = f"{condition.n_molecules} molecules, condition {index}, {own}"
 
     def stretched_frames(self) -> list[Atoms]:
         """The same with some bonds redrawn: uniform in length, tilted from where they were. The dynamics does not see it."""
@@ -231,16 +242,52 @@ def make_frames(n_frames: int, seed: int, n_molecules: int, *, stretched: bool =
     return [frames[index] for index in chosen]
 
 
+def label_run(folder: Path, n_frames: int) -> list[Atoms]:
+    """Frames of a run of i-PI, evenly spread, without the first; each a trajectory of its own, for picoseconds lie between.
+
+    Raises:
+        AnalysisError: the run cannot be read, or has no positions.
+    """
+    positions = read_run(folder).trajectory("positions")
+    truth = load_potential("qtip4pf")
+    builder = BatchBuilder(truth.capabilities.dtype, truth.capabilities.device)
+    made = []
+    for index in np.linspace(0, positions.n_frames - 1, n_frames + 1).astype(int)[1:]:
+        block = positions.frames(int(index), int(index) + 1)
+        atoms = Atoms(list(positions.labels), block.values[0], cell=block.cells[0], pbc=True)
+        structure = Structure(
+            atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, np.full(3, True)
+        )
+        answer = truth(builder.build([structure]), frozenset({CONSERVATIVE}))
+        assert answer.conservative is not None
+        assert answer.conservative.virials is not None
+        atoms.calc = SinglePointCalculator(
+            atoms,
+            energy=float(answer.energies[0]),
+            forces=answer.conservative.forces.numpy(),
+            stress=-answer.conservative.virials[0].numpy() / atoms.get_volume(),
+        )
+        made.append(_with_plain_labels(atoms))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--seed", type=int)
+    source.add_argument(
+        "--run", type=Path, help="folder of a run of i-PI: its frames in place of dynamics of our own"
+    )
     parser.add_argument("--frames", type=int, default=3000, help="half with 64 molecules, half with 32")
     parser.add_argument("--molecules", type=int, choices=[32, 64], help="boxes of one size only")
     parser.add_argument("--stretched", action="store_true", help="with O-H bonds of 0.7 to 1.5 A among them")
     arguments = parser.parse_args()
+    if arguments.run:
+        ase.io.write(arguments.output, label_run(arguments.run, arguments.frames), format="extxyz")
+        return
     sizes = [arguments.molecules] if arguments.molecules else [64, 32]
     frames = [
         frame
