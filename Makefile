@@ -22,7 +22,7 @@ lint: .venv/test
 
 .venv/core: pyproject.toml constraints.txt
 	@echo "installing into .venv (torch is large: some minutes at the first call) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@$(INSTALL) torch==2.13.0
 	@$(INSTALL) --editable ".[metatomic]"
 	@touch $@

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from analysis.assessment import Assessment
 
 COLUMNS = ("run", "steps", "ps", "s/fs", "drift", "T(H)", "T(O)", "verdict")
-CAPTION = "s/fs: wall time per fs; drift of the conserved energy: meV/ps/atom; T: K"
+CAPTION = "s/fs: wall time per fs; drift of `conserved`: meV/ps/atom; T: K"
 NOTHING = "-"
 LINEAR_UP_TO = 100.0  # meV/atom, in the figure; what changes by more is drawn by its logarithm
 

@@ -163,7 +163,7 @@ def _take_folder(tour: Tour, folder: Path) -> None:
         return
     if known and any(step_of(run / name) for run in folder.iterdir() for name in STATES):
         raise UsageError(
-            f"{folder} holds another tour, unfinished or of hours, which its own command continues; name another folder with -o, "
+            f"{folder} holds another tour, unfinished or long, which its own command continues; name another folder with -o, "
             "or remove it"
         )
     _empty(folder)
