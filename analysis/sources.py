@@ -126,9 +126,8 @@ def is_input(path: Path) -> bool:
 def _inputs_and_states(directory: Path) -> tuple[list[Path], list[Path]]:
     """Inputs; and of the states of a run, which are alike, one."""
     names = sorted({*directory.glob("*.xml"), *directory.glob("*.json")})
-    shown = [
-        file for file in names if not file.name.startswith(".")
-    ]  # `launch` keeps its record in a hidden one
+    # What is hidden is no input: `launch` keeps its record so.
+    shown = [file for file in names if not file.name.startswith(".")]
     inputs = [file for file in shown if file.name not in STATES and file.is_file() and is_input(file)]
     states = [file for name in STATES if (file := directory / name).is_file() and is_input(file)]
     return inputs, states[:1]

@@ -65,9 +65,10 @@ class Tour:
 
     def steps_left(self, folder: Path) -> list[tuple[Stop, int]]:
         """Of the stops that have not ended in a folder, by the states that i-PI saved there."""
-        is_begun = _tour_in(folder) == self.identity()
-        runs = [run for run in self.runs(folder) if not (is_begun and run.recall())]
-        return [(run.stop, run.n_steps - (run.saved_step() if is_begun else 0)) for run in runs]
+        runs = self.runs(folder)
+        if _tour_in(folder) != self.identity():
+            return [(run.stop, run.n_steps) for run in runs]
+        return [(run.stop, run.n_steps - run.saved_step()) for run in runs if not run.recall()]
 
     def runs(self, folder: Path) -> list[_Run]:
         """One for each stop."""
@@ -158,8 +159,8 @@ def _tour_in(folder: Path) -> str:
 
 
 def _take_folder(tour: Tour, folder: Path) -> None:
-    known = _tour_in(folder)
-    if known == tour.identity():
+    known, asked = _tour_in(folder), tour.identity()
+    if known == asked:
         return
     if known and any(step_of(run / name) for run in folder.iterdir() for name in STATES):
         raise UsageError(
@@ -167,7 +168,7 @@ def _take_folder(tour: Tour, folder: Path) -> None:
             "or remove it"
         )
     _empty(folder)
-    (folder / MARKER).write_text(tour.identity())
+    (folder / MARKER).write_text(asked)
 
 
 def _empty(folder: Path) -> None:

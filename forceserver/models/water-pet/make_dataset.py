@@ -27,7 +27,6 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import _e, _hbar, fs, kB
 
 from analysis import read_run
@@ -129,14 +128,8 @@ class Dynamics:
         for index, cell in enumerate(self.cells):
             for replica in range(N_REPLICAS):
                 atoms = Atoms(self.numbers, self.positions[index, replica], cell=cell, pbc=True)
-                stress = -self.virials[index, replica] / atoms.get_volume()
-                atoms.calc = SinglePointCalculator(
-                    atoms,
-                    energy=self.energies[index, replica],
-                    forces=self.forces[index, replica],
-                    stress=stress,
-                )
-                made.append(_with_plain_labels(atoms))
+                own = index, replica
+                made.append(_labelled(atoms, self.energies[own], self.forces[own], self.virials[own]))
                 self._name_trajectory(made[-1], index, replica)
         return made
 
@@ -189,13 +182,12 @@ def _stretched(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return molecules.reshape(positions.shape)
 
 
-def _with_plain_labels(atoms: Atoms) -> Atoms:
+def _labelled(atoms: Atoms, energy: float, forces: np.ndarray, virial: np.ndarray) -> Atoms:
     """Labels under names of their own: the direct heads learn the same forces and stress as the energy's gradients."""
-    labelled = atoms.copy()
-    labelled.info["energy_label"] = float(atoms.get_potential_energy())
-    labelled.info["stress_label"] = np.asarray(atoms.get_stress(voigt=False))
-    labelled.arrays["forces_label"] = atoms.get_forces()
-    return labelled
+    atoms.info["energy_label"] = float(energy)
+    atoms.info["stress_label"] = -virial / atoms.get_volume()
+    atoms.arrays["forces_label"] = forces
+    return atoms
 
 
 def _normal_modes() -> tuple[np.ndarray, np.ndarray]:
@@ -259,15 +251,12 @@ def label_run(folder: Path, n_frames: int) -> list[Atoms]:
             atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, np.full(3, True)
         )
         answer = truth(builder.build([structure]), frozenset({CONSERVATIVE}))
-        assert answer.conservative is not None
-        assert answer.conservative.virials is not None
-        atoms.calc = SinglePointCalculator(
-            atoms,
-            energy=float(answer.energies[0]),
-            forces=answer.conservative.forces.numpy(),
-            stress=-answer.conservative.virials[0].numpy() / atoms.get_volume(),
+        given = answer.conservative
+        assert given is not None
+        assert given.virials is not None
+        made.append(
+            _labelled(atoms, answer.energies[0].item(), given.forces.numpy(), given.virials[0].numpy())
         )
-        made.append(_with_plain_labels(atoms))
     return made
 
 
