@@ -21,7 +21,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from forceserver.structures import BoolArray, FloatArray
 DEFAULT_SKIN = 2.0
 # Enough atoms to tell the replicas of a liquid apart; the proof looks at all of them.
 N_FINGERPRINT_ATOMS = 16
+MOST_GROUPINGS = 8  # of batches of different sizes, or with different cells, whose frames are kept
 PAUSES = 8  # times the longest pause between two uses of a list, after which an unused one is dropped
 
 
@@ -55,27 +57,79 @@ class Pairs:
     second_atom: Tensor  # (n_pairs,) int64
     shifts: Tensor  # (n_pairs, 3), whole numbers of lattice vectors added to the second atom, as floats
 
-    def vectors(self, positions: Tensor, cell: Tensor) -> Tensor:
-        """From the first atom to the second, (n_pairs, 3) A; differentiable.
+
+@dataclass(frozen=True, eq=False)
+class BatchPairs:
+    """The pairs of all structures of a batch, one structure after the other, atoms counted within each."""
+
+    first_atom: Tensor  # (n_pairs_total,) int64
+    second_atom: Tensor  # (n_pairs_total,) int64
+    shifts: Tensor  # (n_pairs_total, 3), whole numbers of lattice vectors added to the second atom, as floats
+    n_pairs: tuple[int, ...]  # per structure, on the host
+    n_atoms: tuple[int, ...]  # likewise
+
+    @staticmethod
+    def join(parts: Sequence[Pairs], n_atoms: tuple[int, ...]) -> BatchPairs:
+        """The pairs of each structure, and how many atoms it has."""
+        return BatchPairs(
+            first_atom=_joined([part.first_atom for part in parts]),
+            second_atom=_joined([part.second_atom for part in parts]),
+            shifts=_joined([part.shifts for part in parts]),
+            n_pairs=tuple(len(part.first_atom) for part in parts),
+            n_atoms=n_atoms,
+        )
+
+    def vectors(self, positions: Tensor, cells: Tensor) -> Tensor:
+        """From the first atom to the second, (n_pairs_total, 3) A; differentiable.
 
         Args:
-            positions: (n_atoms, 3) A.
-            cell: (3, 3) A, rows.
+            positions: (n_atoms_total, 3) A.
+            cells: (n_structures, 3, 3) A, rows.
         """
-        ends = positions.index_select(0, self.second_atom) - positions.index_select(0, self.first_atom)
-        return ends + self.shifts.to(cell.dtype) @ cell
+        first, second = self.first_atom, self.second_atom
+        shifts = self.shifts.to(cells.dtype)
+        if len(self.n_pairs) == 1:
+            laps = shifts @ cells[0]
+        else:
+            begin = self._for_each_pair([0, *accumulate(self.n_atoms[:-1])])
+            first, second = first + begin, second + begin
+            structure = self._for_each_pair(range(len(self.n_pairs)))
+            laps = (shifts[:, :, None] * cells.index_select(0, structure)).sum(dim=1)
+        return positions.index_select(0, second) - positions.index_select(0, first) + laps
 
-    def select(self, index: Tensor) -> Pairs:
-        """Some of the pairs."""
-        return Pairs(self.first_atom[index], self.second_atom[index], self.shifts[index])
-
-    def with_mirrored(self) -> Pairs:
-        """A half list seen from both ends."""
-        return Pairs(
-            first_atom=torch.cat([self.first_atom, self.second_atom]),
-            second_atom=torch.cat([self.second_atom, self.first_atom]),
-            shifts=torch.cat([self.shifts, -self.shifts]),
+    def select(self, inside: Tensor) -> BatchPairs:
+        """Those for which `inside` (n_pairs_total,) is true."""
+        index = inside.nonzero().squeeze(1)
+        n_pairs: tuple[int, ...] = (len(index),)
+        if len(self.n_pairs) > 1:
+            ends = torch.tensor([*accumulate(self.n_pairs)], device=index.device)
+            n_pairs = tuple(b - a for a, b in pairwise([0, *torch.searchsorted(index, ends).tolist()]))
+        return replace(
+            self,
+            first_atom=self.first_atom[index],
+            second_atom=self.second_atom[index],
+            shifts=self.shifts[index],
+            n_pairs=n_pairs,
         )
+
+    def with_mirrored(self) -> BatchPairs:
+        """A half list seen from both ends: of each structure first the one half and then the other."""
+        return replace(
+            self,
+            first_atom=self._in_turns(self.first_atom, self.second_atom),
+            second_atom=self._in_turns(self.second_atom, self.first_atom),
+            shifts=self._in_turns(self.shifts, -self.shifts),
+            n_pairs=tuple(2 * n for n in self.n_pairs),
+        )
+
+    def _for_each_pair(self, of_structures: Sequence[int]) -> Tensor:
+        """A number of its structure for each pair, (n_pairs_total,)."""
+        numbers, repeats = torch.tensor([of_structures, self.n_pairs]).to(self.first_atom.device)
+        return torch.repeat_interleave(numbers, repeats, output_size=sum(self.n_pairs))
+
+    def _in_turns(self, one: Tensor, other: Tensor) -> Tensor:
+        parts = zip(one.split(self.n_pairs), other.split(self.n_pairs), strict=True)
+        return torch.cat([half for halves in parts for half in halves])
 
 
 @dataclass(frozen=True)
@@ -102,13 +156,22 @@ class _Kind:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """The structures of one kind in a batch, stacked, so that all are matched at once."""
+    """The structures of one kind in a batch, so that all are matched at once; all but their positions."""
 
     kind: _Kind
     members: tuple[int, ...]  # places in the batch
-    positions: Tensor  # (n_members, n_atoms, 3) A
     frames: FloatArray  # (n_members, 3, 3) A: cells, with unit vectors along directions that are not periodic
     inverse_frames: FloatArray  # (n_members, 3, 3) 1/A
+    frames_there: Tensor  # both on the device
+    inverse_frames_there: Tensor
+    periodic: Tensor  # (3,) bool, there too
+
+    def stack(self, positions: Tensor, n_atoms: tuple[int, ...]) -> Tensor:
+        """The positions of the members, (n_members, n_atoms, 3) A, out of those of the batch."""
+        if len(self.members) == len(n_atoms):
+            return positions.reshape(len(n_atoms), -1, 3)
+        parts = positions.split(n_atoms)
+        return torch.stack([parts[place] for place in self.members])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +228,7 @@ class NeighborLists:
         self._cutoff = max((request.cutoff for request in self._requests), default=0.0)
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # least recently used first
         self._served = 0  # structures
+        self._groups: dict[tuple[bytes, bytes, tuple[int, ...]], Sequence[_Group]] = {}
         self._builds = 0
         self._reuses = 0
         self._seconds = 0.0
@@ -178,8 +242,8 @@ class NeighborLists:
     def n_kept(self) -> int:
         return len(self._kept)
 
-    def find(self, batch: Batch) -> tuple[tuple[Pairs, ...], ...]:
-        """The pairs of a batch: for each request, the `Pairs` of each structure.
+    def find(self, batch: Batch) -> tuple[BatchPairs, ...]:
+        """The pairs of a batch, for each request.
 
         Raises:
             UsageError: the cell of a periodic structure has no volume.
@@ -196,42 +260,61 @@ class NeighborLists:
             self._seconds += seconds
         return found
 
-    def _find(self, batch: Batch) -> tuple[tuple[Pairs, ...], ...]:
+    def _find(self, batch: Batch) -> tuple[BatchPairs, ...]:
         # float64 whatever the model computes in: whether a pair is inside must not depend on how it was found.
         precision = torch.float32 if batch.positions.device.type == "mps" else torch.float64
-        positions = torch.split(batch.positions.to(precision), list(batch.n_atoms))
-        cells = batch.cells.to(precision)
+        positions, cells = batch.positions.to(precision), batch.cells.to(precision)
         candidates: dict[int, Pairs] = {}
-        for group in _group(batch, positions, cells):
+        for group in self._group(batch, cells):
+            members = group.stack(positions, batch.n_atoms)
             with self._lock:
-                self._served += len(group.members)
-                for row, (place, kept) in enumerate(zip(group.members, self._reuse(group), strict=True)):
-                    candidates[place] = kept or self._build(group, row)
+                self._served += len(members)
+                for row, kept in enumerate(self._reuse(group, members)):
+                    candidates[group.members[row]] = (
+                        self._build(group, members, row) if kept is None else kept
+                    )
                     self._reuses += kept is not None
-        # One structure after the other: their pairs fit in a processor's cache, those of a batch do not.
-        selected = [self._select(candidates[i], positions[i], cells[i]) for i in range(batch.n_structures)]
-        return tuple(zip(*selected, strict=True))
+        joined = BatchPairs.join([candidates[place] for place in range(batch.n_structures)], batch.n_atoms)
+        distances = torch.linalg.vector_norm(joined.vectors(positions, cells), dim=1)
+        selected = []
+        for request in self._requests:
+            inside = joined.select(distances <= request.cutoff)
+            selected.append(inside.with_mirrored() if request.full else inside)
+        return tuple(selected)
 
-    def _reuse(self, group: _Group) -> list[Pairs | None]:
+    def _group(self, batch: Batch, cells: Tensor) -> Sequence[_Group]:
+        """A batch by kind of structure. Its cells, which seldom change, come to the host; its positions stay."""
+        host_cells = cells.cpu().numpy().astype(np.float64)
+        host_pbc = batch.pbc.cpu().numpy()
+        key = (host_cells.tobytes(), host_pbc.tobytes(), batch.n_atoms)
+        groups = self._groups.get(key)
+        if groups is None:
+            groups = _sort_by_kind(host_cells, host_pbc, batch.n_atoms, cells)
+            with self._lock:
+                if len(self._groups) >= MOST_GROUPINGS:
+                    self._groups.clear()
+                self._groups[key] = groups
+        return groups
+
+    def _reuse(self, group: _Group, positions: Tensor) -> list[Pairs | None]:
         """For each member of a group: the nearest reference, if it is proven to hold all pairs, else None."""
         alike = [
             (key, kept.reference) for key, kept in self._kept.items() if kept.reference.kind == group.kind
         ]
         if not alike:
             return [None] * len(group.members)
-        frames = torch.as_tensor(group.frames).to(group.positions)
-        periodic = torch.tensor(group.kind.pbc, device=group.positions.device)
-        fractional = group.positions @ torch.as_tensor(group.inverse_frames).to(group.positions)
-
-        kept_fingerprints = torch.stack([kept.fingerprint for _, kept in alike])
-        moved, _ = _remove_laps(_fingerprint(fractional)[:, None] - kept_fingerprints, periodic)
-        closeness = (moved @ frames[:, None]).square().sum(dim=(2, 3))
-        nearest = [alike[choice] for choice in closeness.argmin(dim=1).tolist()]
+        fractional = positions @ group.inverse_frames_there
+        nearest = alike * len(positions)
+        if len(alike) > 1:
+            kept_fingerprints = torch.stack([kept.fingerprint for _, kept in alike])
+            moved, _ = _remove_laps(_fingerprint(fractional)[:, None] - kept_fingerprints, group.periodic)
+            closeness = (moved @ group.frames_there[:, None]).square().sum(dim=(2, 3))
+            nearest = [alike[choice] for choice in closeness.argmin(dim=1).tolist()]
 
         moved, laps = _remove_laps(
-            fractional - torch.stack([kept.fractional for _, kept in nearest]), periodic
+            fractional - torch.stack([kept.fractional for _, kept in nearest]), group.periodic
         )
-        largest_moves = torch.linalg.vector_norm(moved @ frames, dim=2).amax(dim=1)
+        largest_moves = torch.linalg.vector_norm(moved @ group.frames_there, dim=2).amax(dim=1)
         n_laps = laps.abs().sum(dim=(1, 2))
         matches: list[Pairs | None] = []
         for row, (largest_move, n_lap) in enumerate(torch.stack([largest_moves, n_laps], dim=1).tolist()):
@@ -246,11 +329,11 @@ class NeighborLists:
                 matches.append(None)
         return matches
 
-    def _build(self, group: _Group, row: int) -> Pairs:
+    def _build(self, group: _Group, positions_there: Tensor, row: int) -> Pairs:
         """List all pairs of one member on the host, and keep them on the device while there is room."""
         self._builds += 1
         frame = group.frames[row]
-        positions = group.positions[row].cpu().numpy().astype(np.float64)
+        positions = positions_there[row].cpu().numpy().astype(np.float64)
         if not (np.isfinite(positions).all() and np.isfinite(frame).all()):
             raise ModelError(
                 "no neighbour list: a position or a cell vector is not finite. The simulation has probably blown "
@@ -263,8 +346,8 @@ class NeighborLists:
         # In an order of their own: what becomes of a structure then depends, to the last bit, on it alone.
         order = np.lexsort((*shifts.T, atoms[:, 1], atoms[:, 0]))
         atoms, shifts = atoms[order], shifts[order]
-        device = group.positions.device
-        fractional = torch.as_tensor(positions @ group.inverse_frames[row]).to(group.positions)
+        device = positions_there.device
+        fractional = torch.as_tensor(positions @ group.inverse_frames[row]).to(positions_there)
         reference = _Reference(
             kind=group.kind,
             frame=frame,
@@ -273,7 +356,7 @@ class NeighborLists:
             pairs=Pairs(
                 first_atom=torch.as_tensor(atoms[:, 0].astype(np.int64)).to(device),
                 second_atom=torch.as_tensor(atoms[:, 1].astype(np.int64)).to(device),
-                shifts=torch.as_tensor(shifts.astype(np.float64)).to(group.positions),
+                shifts=torch.as_tensor(shifts.astype(np.float64)).to(positions_there),
             ),
         )
         if self._skin > 0.0:
@@ -296,33 +379,26 @@ class NeighborLists:
                 break
             del self._kept[key]
 
-    def _select(self, candidates: Pairs, positions: Tensor, cell: Tensor) -> tuple[Pairs, ...]:
-        """The pairs of one structure that each request wants."""
-        distances = torch.linalg.vector_norm(candidates.vectors(positions, cell), dim=1)
-        selected = []
-        for request in self._requests:
-            inside = candidates.select((distances <= request.cutoff).nonzero().squeeze(1))
-            selected.append(inside.with_mirrored() if request.full else inside)
-        return tuple(selected)
 
-
-def _group(batch: Batch, positions: Sequence[Tensor], cells: Tensor) -> list[_Group]:
-    """Sort a batch by kind; the cells come to the host, the positions stay."""
-    host_cells = cells.cpu().numpy().astype(np.float64)
-    host_pbc = batch.pbc.cpu().numpy()
+def _sort_by_kind(
+    cells: FloatArray, pbc: BoolArray, n_atoms: tuple[int, ...], cells_there: Tensor
+) -> Sequence[_Group]:
     members: dict[_Kind, list[int]] = {}
-    for place, (n_atoms, (a, b, c)) in enumerate(zip(batch.n_atoms, host_pbc.tolist(), strict=True)):
-        members.setdefault(_Kind(n_atoms, (a, b, c)), []).append(place)
+    for place, (n, (a, b, c)) in enumerate(zip(n_atoms, pbc.tolist(), strict=True)):
+        members.setdefault(_Kind(n, (a, b, c)), []).append(place)
     groups = []
     for kind, places in members.items():
-        frames = np.stack([_complete_frame(host_cells[place], host_pbc[place]) for place in places])
+        frames = np.stack([_complete_frame(cells[place], pbc[place]) for place in places])
+        inverse_frames = np.asarray(np.linalg.inv(frames), dtype=np.float64)
         groups.append(
             _Group(
                 kind=kind,
                 members=tuple(places),
-                positions=torch.stack([positions[place] for place in places]),
                 frames=frames,
-                inverse_frames=np.asarray(np.linalg.inv(frames), dtype=np.float64),
+                inverse_frames=inverse_frames,
+                frames_there=torch.as_tensor(frames).to(cells_there),
+                inverse_frames_there=torch.as_tensor(inverse_frames).to(cells_there),
+                periodic=torch.tensor(kind.pbc, device=cells_there.device),
             )
         )
     return groups
@@ -342,6 +418,10 @@ def _complete_frame(cell: FloatArray, pbc: BoolArray) -> FloatArray:
             "directions. Remedy: give independent cell vectors, or make the structure non-periodic"
         )
     return frame
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _fingerprint(fractional: Tensor) -> Tensor:

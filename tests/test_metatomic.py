@@ -179,6 +179,39 @@ def test_both_kinds_come_from_one_forward_pass(pair_model: PairModel) -> None:
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "is_needed"),
+    [
+        ("full list", False),
+        ("older names", False),
+        ("float32", False),
+        ("nm and meV", True),
+        ("kcal/mol", True),
+    ],
+)
+def test_the_wrapper_that_converts_units_is_called_only_where_they_differ(
+    pair_model: PairModel, recipe: str, is_needed: bool
+) -> None:
+    """With `check=true` it is always called, and gives the same to the last bit."""
+    path, boxes = pair_model(RECIPES[recipe]), (water_box(4), water_box(2))
+    for want in (BOTH, frozenset({CONSERVATIVE}), frozenset({DIRECT})):
+        with torch.profiler.profile() as profile:
+            found = evaluate(load_potential(str(path)), *boxes, want=want)
+        called = {event.name for event in profile.events()}
+        assert ("AtomisticModel::convert_units_input" in called) == is_needed
+        checked = evaluate(load_potential(f"{path},check=true"), *boxes, want=want)
+        torch.testing.assert_close(found.energies, checked.energies, rtol=0, atol=0)
+        for ours, theirs in (
+            (found.conservative, checked.conservative),
+            (found.direct, checked.direct),
+        ):
+            if ours is None or theirs is None:
+                assert ours is theirs
+                continue
+            torch.testing.assert_close(ours.forces, theirs.forces, rtol=0, atol=0)
+            torch.testing.assert_close(ours.virials, theirs.virials, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("kind", "builds_graph"), [(DIRECT, False), (CONSERVATIVE, True)])
 def test_direct_forces_alone_build_no_graph(
     pair_model: PairModel, kind: ForceKind, builds_graph: bool

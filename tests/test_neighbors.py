@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from forceserver.errors import ModelError, UsageError
-from forceserver.neighbors import NeighborLists, PairRequest, Pairs
+from forceserver.neighbors import BatchPairs, NeighborLists, PairRequest
 from forceserver.potentials.interface import Batch
 from forceserver.structures import Structure
 from model_factory import all_pairs
@@ -25,12 +25,12 @@ def batch_of(*structures: Structure, dtype: torch.dtype = torch.float64) -> Batc
     return Batch.from_structures(structures, dtype=dtype, device=torch.device("cpu"))
 
 
-def pair_sets(pairs_of_structures: Sequence[Pairs]) -> list[PairSet]:
+def pair_sets(pairs: BatchPairs) -> list[PairSet]:
     """One set of (i, j, a, b, c) for each structure; no pair may come twice."""
+    columns = torch.cat([pairs.first_atom[:, None], pairs.second_atom[:, None], pairs.shifts], dim=1)
     sets = []
-    for pairs in pairs_of_structures:
-        columns = (pairs.first_atom, pairs.second_atom, *pairs.shifts.unbind(dim=1))
-        rows = list(zip(*(map(int, column.tolist()) for column in columns), strict=True))
+    for of_structure in columns.to(torch.int64).split(pairs.n_pairs):
+        rows = [tuple(row) for row in of_structure.tolist()]
         assert len(rows) == len(set(rows))
         sets.append(set(rows))
     return sets
@@ -100,9 +100,9 @@ def test_pairs_come_in_the_same_order_whichever_geometry_they_were_listed_for() 
     for reused, fresh in zip(
         kept.find(batch_of(now)), NeighborLists([FULL, HALF]).find(batch_of(now)), strict=True
     ):
-        torch.testing.assert_close(reused[0].first_atom, fresh[0].first_atom, rtol=0, atol=0)
-        torch.testing.assert_close(reused[0].second_atom, fresh[0].second_atom, rtol=0, atol=0)
-        torch.testing.assert_close(reused[0].shifts, fresh[0].shifts, rtol=0, atol=0)
+        torch.testing.assert_close(reused.first_atom, fresh.first_atom, rtol=0, atol=0)
+        torch.testing.assert_close(reused.second_atom, fresh.second_atom, rtol=0, atol=0)
+        torch.testing.assert_close(reused.shifts, fresh.shifts, rtol=0, atol=0)
     assert kept.statistics.reuses == 1
 
 
@@ -254,12 +254,12 @@ def test_half_lists_alone_hold_each_pair_once() -> None:
 
 def test_vectors_point_from_the_first_atom_to_the_second_and_know_their_derivatives() -> None:
     frame = water_box(1, edge=3.0)
-    ((pairs,),) = NeighborLists([FULL], skin=1.0).find(batch_of(frame))
+    (pairs,) = NeighborLists([FULL], skin=1.0).find(batch_of(frame))
     expected = [
         frame.positions[j] - frame.positions[i] + np.array(shift) @ frame.cell
         for i, j, *shift in zip(pairs.first_atom, pairs.second_atom, *pairs.shifts.unbind(dim=1), strict=True)
     ]
-    leaves = [torch.tensor(array).requires_grad_() for array in (frame.positions, frame.cell)]
+    leaves = [torch.tensor(array).requires_grad_() for array in (frame.positions, frame.cell[None])]
     np.testing.assert_allclose(pairs.vectors(*leaves).detach(), expected, atol=1e-14)
     assert torch.autograd.gradcheck(pairs.vectors, leaves)
 
@@ -312,3 +312,19 @@ def test_a_periodic_structure_without_volume_is_refused() -> None:
 def test_a_negative_skin_is_refused() -> None:
     with pytest.raises(ValueError, match="skin >= 0"):
         NeighborLists([FULL], skin=-0.5)
+
+
+def test_vectors_of_a_batch_are_those_of_its_structures() -> None:
+    box = water_box(3)
+    larger = moved(box, 1.1 * box.positions, 1.1 * box.cell)
+    frames = [box, water_box(1, edge=3.0), larger, water_box(2, periodic=False)]
+    for request in (FULL, HALF):
+        (together,) = NeighborLists([request]).find(batch_of(*frames))
+        batch = batch_of(*frames)
+        found = together.vectors(batch.positions, batch.cells).split(together.n_pairs)
+        for frame, vectors in zip(frames, found, strict=True):
+            (alone,) = NeighborLists([request]).find(batch_of(frame))
+            expected = alone.vectors(torch.tensor(frame.positions), torch.tensor(frame.cell[None]))
+            np.testing.assert_allclose(vectors, expected, atol=1e-14)
+        leaves = (batch.positions.requires_grad_(), batch.cells.requires_grad_())
+        assert torch.autograd.gradcheck(together.vectors, leaves)

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from ase.data import chemical_symbols
 from metatensor.torch import Labels, TensorBlock, TensorMap
-from metatomic.torch import AtomisticModel, ModelEvaluationOptions, System
+from metatomic.torch import AtomisticModel, ModelEvaluationOptions, ModelOutput, System
 from torch import Tensor
 
 from forceserver.errors import ForceServerError, ModelError, UsageError, one_line
-from forceserver.neighbors import DEFAULT_SKIN, NeighborLists, NeighborStatistics, PairRequest, Pairs
+from forceserver.neighbors import DEFAULT_SKIN, BatchPairs, NeighborLists, NeighborStatistics, PairRequest
 from forceserver.potentials.autograd import conservative_forces_and_more
 from forceserver.potentials.interface import Batch, Capabilities, Evaluation, Forces, is_out_of_memory
 from forceserver.potentials.metatomic_file import (
@@ -33,9 +33,11 @@ from forceserver.potentials.metatomic_file import (
 )
 from forceserver.potentials.metatomic_outputs import (
     DIRECT_FORCE,
+    LENGTH_UNIT,
     OutputNames,
     choose_outputs,
     list_outputs,
+    names_inside,
     read_direct_forces,
     read_direct_virials,
     read_energies,
@@ -45,7 +47,6 @@ from forceserver.structures import CONSERVATIVE, DIRECT, ForceKind
 
 SCHEME = "metatomic"
 OPTIONS = (POSITIONAL, "variant", "direct_variant", "extensions", "check", "skin")
-LENGTH_UNIT = "Angstrom"
 PAIR_LABELS = ["first_atom", "second_atom", "cell_shift_a", "cell_shift_b", "cell_shift_c"]
 
 
@@ -121,6 +122,8 @@ class MetatomicPotential:
         self._model = model.to(device=device, dtype=dtype)
         self._names = names
         self._check = check
+        self._names_inside = names_inside(model, names)
+        self._checked_numbers: Tensor | None = None  # of the last batch, known elements all of them
         self._specializes = device.type != "cpu"
         self._list_options = model.requested_neighbor_lists()
         requests = [
@@ -174,28 +177,40 @@ class MetatomicPotential:
         """
         if DIRECT in want:
             self._require_direct_head()
-        with self._explain_failures(batch):
+        self._require_known_elements(batch)
+        with self._explain_failures():
+            pairs = self._neighbors.find(batch)
             if CONSERVATIVE in want:
                 energies, conservative, results = conservative_forces_and_more(
-                    lambda strained: self._forward(strained, want), batch
+                    lambda strained: self._forward(strained, pairs, want), batch
                 )
             else:
                 conservative = None
                 # Not inference_mode: what a model caches under it could never enter a backward pass again.
                 with torch.no_grad():
-                    energies, results = self._forward(batch, want)
+                    energies, results = self._forward(batch, pairs, want)
             direct = self._read_direct(results, batch) if DIRECT in want else None
             return Evaluation(energies, conservative=conservative, direct=direct)
 
-    def _forward(self, batch: Batch, want: frozenset[ForceKind]) -> tuple[Tensor, dict[str, TensorMap]]:
+    def _forward(
+        self, batch: Batch, pairs: Sequence[BatchPairs], want: frozenset[ForceKind]
+    ) -> tuple[Tensor, dict[str, TensorMap]]:
         """Run the model: energies (n_structures,) eV, and everything that it gave."""
-        options = ModelEvaluationOptions(
-            length_unit=LENGTH_UNIT, outputs=self._names.requests(direct=DIRECT in want)
-        )
-        systems = self._build_systems(batch)
+        systems = self._build_systems(batch, pairs)
         with torch.jit.optimized_execution(self._specializes):  # type: ignore[attr-defined]  # documented, but not listed
-            results = self._model(systems, options, check_consistency=self._check)
+            results = self._run(systems, self._names.requests(direct=DIRECT in want))
         return read_energies(results, self._names, batch), results
+
+    def _run(self, systems: list[System], requests: dict[str, ModelOutput]) -> dict[str, TensorMap]:
+        results: dict[str, TensorMap]
+        if self._names_inside is None or self._check:
+            options = ModelEvaluationOptions(length_unit=LENGTH_UNIT, outputs=requests)
+            results = self._model(systems, options, check_consistency=self._check)
+            return results
+        names = {name: self._names_inside[name] for name in requests}
+        with torch.profiler.record_function("Model::forward"):  # as metatomic's wrapper calls it
+            results = self._model.module(systems, {own: requests[name] for name, own in names.items()}, None)
+        return {name: results[own] for name, own in names.items()}
 
     def _read_direct(self, results: Mapping[str, TensorMap], batch: Batch) -> Forces:
         return Forces(
@@ -203,34 +218,39 @@ class MetatomicPotential:
             virials=read_direct_virials(results, self._names, batch),
         )
 
-    def _build_systems(self, batch: Batch) -> list[System]:
-        # metatomic wants the cell vectors of non-periodic directions to be zero.
+    def _build_systems(self, batch: Batch, pairs: Sequence[BatchPairs]) -> list[System]:
+        """metatomic wants each structure apart: cut from arrays of the batch, because every call has its price on a GPU."""
+        # It wants the cell vectors of non-periodic directions to be zero.
         cells = batch.cells * batch.pbc.unsqueeze(-1)
-        n_atoms = list(batch.n_atoms)
         systems = [
             System(types=types, positions=positions, cell=cell, pbc=pbc)
             for types, positions, cell, pbc in zip(
-                torch.split(batch.atomic_numbers.to(torch.int32), n_atoms),
-                torch.split(batch.positions, n_atoms),
-                cells,
-                batch.pbc,
+                batch.atomic_numbers.to(torch.int32).split(batch.n_atoms),
+                batch.positions.split(batch.n_atoms),
+                cells.unbind(),
+                batch.pbc.unbind(),
                 strict=True,
             )
         ]
-        for options, pairs_of_list in zip(self._list_options, self._neighbors.find(batch), strict=True):
-            for system, pairs in zip(systems, pairs_of_list, strict=True):
-                system.add_neighbor_list(options, self._build_block(system, pairs))
+        for options, of_list in zip(self._list_options, pairs, strict=True):
+            for system, block in zip(
+                systems, self._build_blocks(of_list, batch.positions, cells), strict=True
+            ):
+                system.add_neighbor_list(options, block)
         return systems
 
-    def _build_block(self, system: System, pairs: Pairs) -> TensorBlock:
-        """The vectors of the pairs, attached to the graph of the system, under the labels that metatomic wants."""
-        samples = torch.cat([pairs.first_atom[:, None], pairs.second_atom[:, None], pairs.shifts], dim=1)
-        return TensorBlock(
-            values=pairs.vectors(system.positions, system.cell).unsqueeze(-1),
-            samples=Labels(PAIR_LABELS, samples.to(torch.int32), assume_unique=True),
-            components=self._pair_components,
-            properties=self._pair_properties,
-        )
+    def _build_blocks(self, pairs: BatchPairs, positions: Tensor, cells: Tensor) -> Iterator[TensorBlock]:
+        """The vectors of the pairs, attached to the graph, under the labels that metatomic wants."""
+        columns = (pairs.first_atom[:, None], pairs.second_atom[:, None], pairs.shifts)
+        samples = torch.cat([column.to(torch.int32) for column in columns], dim=1)
+        vectors = pairs.vectors(positions, cells).unsqueeze(-1)
+        for values, labels in zip(vectors.split(pairs.n_pairs), samples.split(pairs.n_pairs), strict=True):
+            yield TensorBlock(
+                values=values,
+                samples=Labels(PAIR_LABELS, labels, assume_unique=True),
+                components=self._pair_components,
+                properties=self._pair_properties,
+            )
 
     def _require_direct_head(self) -> None:
         if self._names.direct_force is None:
@@ -241,8 +261,21 @@ class MetatomicPotential:
                 "with --direct, or direct_variant=NAME where there are such outputs"
             )
 
+    def _require_known_elements(self, batch: Batch) -> None:
+        """A GPU does not survive an index that no table of the model has. Batches of one simulation share their elements."""
+        if batch.atomic_numbers is self._checked_numbers:
+            return
+        known = self._capabilities.elements or frozenset()
+        unknown = frozenset(batch.atomic_numbers.tolist()) - known
+        if unknown:
+            raise ModelError(
+                f"{self._capabilities.name} knows {_name_elements(known)}, but the structure holds "
+                f"{_name_elements(unknown)}. Remedy: a model that was trained on these elements"
+            )
+        self._checked_numbers = batch.atomic_numbers
+
     @contextmanager
-    def _explain_failures(self, batch: Batch) -> Iterator[None]:
+    def _explain_failures(self) -> Iterator[None]:
         """Translate what metatomic and TorchScript raise, once, at this edge."""
         try:
             yield
@@ -252,13 +285,6 @@ class MetatomicPotential:
             # TorchScript turns an exhausted memory into a plain RuntimeError.
             if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(one_line(error)) from error
-            known = self._capabilities.elements or frozenset()
-            unknown = frozenset(batch.atomic_numbers.tolist()) - known
-            if unknown:
-                raise ModelError(
-                    f"{self._capabilities.name} knows {_name_elements(known)}, but the structure holds "
-                    f"{_name_elements(unknown)}. Remedy: a model that was trained on these elements"
-                ) from error
             raise ModelError(f"{self._capabilities.name} failed: {one_line(error)}") from error
 
 
