@@ -122,6 +122,11 @@ class Evaluator:
         """Structures of any model that are evaluated at the same time; 1 where they share a call, however many."""
         return min(crew.n_at_once for crew in self._crews.values())
 
+    @property
+    def gains_from_batches(self) -> bool:
+        """Whether a batch costs little more than one structure: on a GPU, and hardly on a CPU."""
+        return any(potential.capabilities.device.type != "cpu" for potential in self.models.values())
+
     def share_out(self, n_atoms: Sequence[int]) -> bool:
         """Let several threads call `evaluate` at the same time, each with structures of so many atoms.
 

@@ -97,7 +97,8 @@ class Server:
         if len(n_atoms) > 1 and self._evaluator.share_out(n_atoms):
             gatherings = {each: Gathering([each], linger) for each in self._simulations}
             return gatherings, Background(len(n_atoms))
-        return dict.fromkeys(self._simulations, Gathering(self._simulations, linger)), None
+        together = Gathering(self._simulations, linger, keep_together=self._evaluator.gains_from_batches)
+        return dict.fromkeys(self._simulations, together), None
 
     def _gathering_with(self, connection: Connection) -> Gathering:
         return self._gathering_of[connection.endpoint.simulation]
@@ -239,6 +240,7 @@ class Server:
 
     def _gather(self, gathering: Gathering) -> None:
         """Have all evaluated that is asked for, complete or not."""
+        gathering.begin()
         self.statistics.n_lingered += not gathering.is_complete
         asked: Asked = {
             connection: distinct_structures(request, connection.endpoint.template)
@@ -280,11 +282,13 @@ class Server:
 
     def _answer(self, gathering: Gathering, asked: Asked, get_results: Callable[[], list[Result]]) -> None:
         """Send what was asked for. What fails takes its own connection out, and no other: the rest is evaluated again."""
+        began = time.monotonic()
         try:
             results = iter(get_results())
         except ModelError as error:
             asked = self._without_culprits(gathering, asked, error)
         else:
+            gathering.end(asked, time.monotonic() - began)
             self.statistics.clock.enter("packing")
             for connection, structures in asked.items():
                 own = [next(results) for _ in structures]
