@@ -141,7 +141,7 @@ def _draw(findings: Sequence[Finding], path: Path) -> None:
         elif finding.outcome.stop.title.startswith("SVR"):
             _draw_temperatures(temperature, finding, f"C{number}")
     energy.set(xlabel="time (ps)", ylabel="change of conserved energy (meV/atom)")
-    if max(map(abs, energy.get_ylim())) > LINEAR_UP_TO:
+    if max(map(abs, energy.get_ylim())) > 10.0 * LINEAR_UP_TO:  # with less, the axis would have two ticks
         energy.set_yscale("symlog", linthresh=LINEAR_UP_TO)
     temperature.set(xlabel="time (ps)", ylabel="kinetic temperature, mean so far (K)")
     temperature.axhline(300.0, color="0.7", linewidth=1.0)
