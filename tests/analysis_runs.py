@@ -230,6 +230,35 @@ def clean_columns(
     return columns
 
 
+def ring_polymer_columns(
+    setting: Setting, n_frames: int, seed: int, internal_K: float
+) -> dict[str, np.ndarray]:
+    """Columns of a ring polymer with the centroid at the target and the internal modes at `internal_K`.
+
+    Kinetic energies of modes are chi-squared variables; K_cv and K_td differ by what the internal modes account for.
+    """
+    rng = np.random.default_rng(seed)
+    target, n_beads, n_atoms = setting.temperature_K, setting.n_beads, 3 * setting.n_waters
+    freedom = np.array([3 * n_atoms - 3] + [3 * n_atoms] * (n_beads - 1))
+    means = np.array([target] + [internal_K] * (n_beads - 1))
+    noise = ornstein_uhlenbeck(n_frames, (n_beads,), 3.0, rng)
+    modes = means * (1.0 + noise * np.sqrt(2.0 / freedom))
+    columns = clean_columns(with_(setting, n_beads=1), n_frames, seed)
+    columns["kinetic_md{electronvolt}"] = 0.5 * K_B * (modes @ freedom)
+    whole = (modes @ freedom + 3.0 * target) / (3 * n_atoms * n_beads)
+    columns["temperature{kelvin}"] = whole
+    for mode in range(n_beads):
+        padding = 3.0 * target if mode == 0 else 0.0
+        columns[f"temperature(nm={mode}){{kelvin}}"] = (modes[:, mode] * freedom[mode] + padding) / (
+            3 * n_atoms
+        )
+    virial = 30.0 + ornstein_uhlenbeck(n_frames, (), 3.0, rng) * 0.3
+    internal = 1.5 * n_atoms * (n_beads - 1) * K_B * (modes[:, 1:].mean(axis=1) - target)
+    columns["kinetic_cv{electronvolt}"] = virial
+    columns["kinetic_td{electronvolt}"] = virial - internal
+    return columns
+
+
 def write_clean(
     directory: Path, setting: Setting, n_frames: int, seed: int = 0, **changed: np.ndarray
 ) -> Path:

@@ -51,6 +51,7 @@ from analysis_runs import (
     clean_columns,
     kinetic_energies,
     ornstein_uhlenbeck,
+    ring_polymer_columns,
     water_positions,
     water_velocities,
     with_,
@@ -593,8 +594,6 @@ def test_friction_power_is_that_of_all_internal_modes_at_two_thousandths_of_a_ke
 
 
 def test_mismatch_of_estimators_follows_from_the_temperature_of_the_internal_modes(tmp_path):
-    from test_analysis_verdicts import ring_polymer_columns
-
     setting = with_(SETTING, n_beads=4, thermostat="pile_l")
     columns = ring_polymer_columns(setting, 2000, 16, 310.0)
     run = read_run(write_clean(tmp_path, setting, 2000, 16, **columns))
