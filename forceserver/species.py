@@ -165,7 +165,12 @@ def _read_file(mode: str, path: Path) -> tuple[list[str], bool, FloatArray]:
         raise UsageError(
             f"i-PI cannot read {path} as '{mode}': {str(error) or type(error).__name__}"
         ) from None
-    return [str(name) for name in frames[0].names], _spans_space(cell.h), _in_angstrom(frames[0].q)
+    labels = [str(name) for name in frames[0].names]
+    if "" in labels:  # i-PI's reader of xyz puts the rest at the origin, without a word
+        raise UsageError(
+            f"{path} ends after {labels.index('')} of the {len(labels)} atoms that it promises. Remedy: a whole file"
+        )
+    return labels, _spans_space(cell.h), _in_angstrom(frames[0].q)
 
 
 def _spans_space(cell: FloatArray) -> bool:

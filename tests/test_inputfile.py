@@ -346,6 +346,15 @@ def test_an_input_that_cannot_be_served_says_why(tmp_path: Path, changes: dict[s
         read_input(write(tmp_path, **changes))  # type: ignore[arg-type]
 
 
+def test_a_structure_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    """i-PI would run it, with the atoms that are missing at the origin."""
+    path = write(tmp_path)
+    (tmp_path / "water.xyz").write_text(XYZ[: XYZ.rindex("H")])
+    for read in (lambda: read_input(path), lambda: read_template(tmp_path / "water.xyz")):
+        with pytest.raises(UsageError, match=r"water.xyz ends after 2 of the 3 atoms that it promises"):
+            read()
+
+
 @pytest.mark.parametrize("content", ["", "not xml", "<simulation>", "<molecules/>"])
 def test_a_file_that_is_no_input_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "input.xml"
