@@ -34,10 +34,9 @@ class Rendezvous:
     def __init__(self) -> None:
         self._awaited: set[ServedSimulation] = set()
         self._until = 0.0
-        self._n_rounds: dict[
-            ServedSimulation, int
-        ] = {}  # without waiting, after it was late for the last time
-        self._n_left: dict[ServedSimulation, int] = {}  # of them
+        # Rounds in which it is not waited for: after it was late for the last time, and what is left of them.
+        self._n_rounds: dict[ServedSimulation, int] = {}
+        self._n_left: dict[ServedSimulation, int] = {}
 
     def answer(self, simulations: Collection[ServedSimulation], seconds: float) -> None:
         """They were answered just now, by an evaluation of so many seconds."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COLUMNS = ("run", "steps", "ps", "s/fs", "drift", "T(H)", "T(O)", "verdict")
 CAPTION = "s/fs: wall time per fs; drift of `conserved`: meV/ps/atom; T: K"
 NOTHING = "-"
-LINEAR_UP_TO = 100.0  # meV/atom, in the figure; what changes by more is drawn by its logarithm
+LINEAR_UP_TO = 100.0  # meV/atom, in a figure of what changes by more than ten times that
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,8 @@ def names_inside(model: AtomisticModel, names: OutputNames) -> dict[str, str] | 
     Returns:
         Their names by those that we use; None where the wrapper is needed: other units, or a file that does not list them.
     """
-    declared = getattr(
-        model, "_model_capabilities_outputs_names", ()
-    )  # the public list holds names of the wrapper as well
+    # The public list holds names that the wrapper adds as well.
+    declared = getattr(model, "_model_capabilities_outputs_names", ())
     outputs = model.capabilities().outputs
     inside: dict[str, str] = {}
     units = [(model.capabilities().length_unit, LENGTH_UNIT)]
